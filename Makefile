@@ -1,0 +1,32 @@
+# make train   sets up, trains the toy model for ten minutes, then asks it about pictures it has never seen
+# make test    sets up, runs every test
+# make lint    sets up, checks style
+# The plain commands behind these, for systems without make, are in README.md.
+
+PYTHON ?= python3
+MINUTES ?= 10
+BIN := .venv/bin
+
+.PHONY: train test lint clean
+train: .venv/ready
+	$(BIN)/python train_tiny.py --minutes $(MINUTES)
+
+test: .venv/ready-for-tests
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/ready-for-tests
+	$(BIN)/ruff check .
+
+# constraints.txt pins every version, torch's among them: an open range may take a build of several gigabytes.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+.venv/ready-for-tests: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test]"
+	touch $@ .venv/ready
+
+clean:
+	rm -rf .venv build *.egg-info

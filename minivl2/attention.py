@@ -1,0 +1,118 @@
+"""Attention, in the two forms DeepSeek-VL2 uses: multi-head (Tiny) and latent (Small, Base).
+
+Paper    Attention Is All You Need, arXiv:1706.03762, section 3.2.
+         DeepSeek-V2, arXiv:2405.04434, section 2.1. "Eq. n" below is an equation of that paper.
+Tests    tests/test_attention.py                Letters    the legend in minivl2/config.py
+
+Multi-head attention remembers a key and a value for every head: for Small that would be 2 * 16 * 128 = 4096 numbers
+a token and layer. Latent attention (MLA) remembers one latent of 512 numbers, which every head unpacks into a key and
+a value of its own, and one rotary key of 64 that all heads share: 576 numbers, 7 times fewer.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minivl2.cache import LayerCache
+from minivl2.config import LanguageConfig
+from minivl2.rope import rotate_half_split, rotate_interleaved
+
+Rotation = tuple[Tensor, Tensor]
+
+
+class MultiHeadAttention(nn.Module):
+    def __init__(self, cfg: LanguageConfig):
+        super().__init__()
+        self.head_dim = cfg.head_dim
+        key_width = cfg.num_key_value_heads * cfg.head_dim
+        self.q_proj = nn.Linear(cfg.hidden_size, cfg.hidden_size, bias=False)
+        self.k_proj = nn.Linear(cfg.hidden_size, key_width, bias=False)
+        self.v_proj = nn.Linear(cfg.hidden_size, key_width, bias=False)
+        self.o_proj = nn.Linear(cfg.hidden_size, cfg.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, rotation: Rotation, seen: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """x (B, T, D), the tokens that follow those in the cache. seen (B, 1, T, S): who may look at whom."""
+        q, k, v = (
+            proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)          # (B, H, T, d)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate_half_split(q, *rotation), rotate_half_split(k, *rotation)
+        if cache is not None:
+            k, v = cache.append(k, v)                                           # (B, H, S, d)
+        # enable_gqa: should there be fewer key heads than query heads, neighbours share one
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=q.shape[1] != k.shape[1])
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+
+
+class LatentAttention(nn.Module):
+    """Multi-head Latent Attention. Stored two matrices at a time, as published: [content; rotary], [key; value]."""
+
+    def __init__(self, cfg: LanguageConfig):
+        super().__init__()
+        D, H, C = cfg.hidden_size, cfg.num_attention_heads, cfg.kv_lora_rank
+        N, R, v = cfg.qk_nope_head_dim, cfg.qk_rope_head_dim, cfg.v_head_dim
+        self.H, self.C, self.N, self.R, self.v = H, C, N, R, v
+        if cfg.q_lora_rank is None:
+            self.q_proj = nn.Linear(D, H * (N + R), bias=False)
+        else:
+            self.q_down = nn.Linear(D, cfg.q_lora_rank, bias=False)             # W^DQ
+            self.q_norm = nn.RMSNorm(cfg.q_lora_rank, eps=cfg.rms_norm_eps)
+            self.q_up = nn.Linear(cfg.q_lora_rank, H * (N + R), bias=False)     # W^UQ and W^QR
+        self.kv_down = nn.Linear(D, C + R, bias=False)                          # W^DKV and W^KR
+        self.kv_norm = nn.RMSNorm(C, eps=cfg.rms_norm_eps)                      # not in Eq. 9; see section 3.1.2
+        self.kv_up = nn.Linear(C, H * (N + v), bias=False)                      # W^UK and W^UV
+        self.o_proj = nn.Linear(H * v, D, bias=False)                           # W^O
+
+    def forward(self, x: Tensor, rotation: Rotation, seen: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """x (B, T, D), the tokens that follow those in the cache. seen (B, 1, T, S): who may look at whom."""
+        q = self.query(x).unflatten(-1, (self.H, self.N + self.R)).transpose(1, 2)      # (B, H, T, N+R)
+        q_nope, q_rope = q.split([self.N, self.R], dim=-1)
+        q_rope = rotate_interleaved(q_rope, *rotation)                                  # Eq. 14
+
+        latent, k_rope = self.kv_down(x).split([self.C, self.R], dim=-1)
+        latent = self.kv_norm(latent)[:, None]                                          # Eq. 9,  (B, 1, T, C)
+        k_rope = rotate_interleaved(k_rope[:, None], *rotation)                         # Eq. 15, (B, 1, T, R)
+        if cache is not None:       # latent and k_rope are all there is to remember
+            latent, k_rope = cache.append(latent, k_rope)                               # (B, 1, S, C), (B, 1, S, R)
+
+        # Unpacking costs work per *remembered* token, absorbing per *new* one. Many new tokens (a prompt, training)
+        # share the unpacked keys; for one new token it is cheaper never to build them.
+        attend = self.absorbed if cache is not None and x.shape[1] == 1 else self.expanded
+        mixed = attend(q_nope, q_rope, latent, k_rope, seen)                            # (B, H, T, v)
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))                            # Eq. 19
+
+    def query(self, x: Tensor) -> Tensor:
+        """Straight from x in all published models; through a latent of its own (Eqs. 12-13) where q_lora_rank is set."""
+        return self.q_proj(x) if hasattr(self, "q_proj") else self.q_up(self.q_norm(self.q_down(x)))
+
+    def expanded(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, seen: Tensor) -> Tensor:
+        """Unpack a key and a value for every head, then attend: the paper's equations, read in order."""
+        kv = self.kv_up(latent[:, 0]).unflatten(-1, (self.H, self.N + self.v)).transpose(1, 2)
+        k_nope, value = kv.split([self.N, self.v], dim=-1)                              # Eqs. 10, 11, (B, H, S, ..)
+        q = torch.cat((q_nope, q_rope), dim=-1)                                         # Eq. 16
+        k = torch.cat((k_nope, k_rope.expand(-1, self.H, -1, -1)), dim=-1)              # Eq. 17
+        # The fused kernel wants values as wide as keys; widened with zeros it runs 3 times faster than the one
+        # that does not. Whichever is the narrower is padded; zeros add nothing to a dot product.
+        room = max(self.N + self.R, self.v)
+        q, k, value = (F.pad(t, (0, room - t.shape[-1])) for t in (q, k, value))
+        mixed = F.scaled_dot_product_attention(q, k, value, attn_mask=seen, scale=self.scale)      # Eq. 18
+        return mixed[..., : self.v]
+
+    def absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, seen: Tensor) -> Tensor:
+        """The same sums, regrouped: attend to the latents themselves and never build a key or a value.
+
+        q . (W^UK c) = (W^UK^T q) . c, and a weighted mean of W^UV c is W^UV times the weighted mean of c. The dot
+        product of two joined vectors is the sum of two dot products, so nothing is concatenated either.
+        """
+        W_uk, W_uv = self.kv_up.weight.unflatten(0, (self.H, -1)).split([self.N, self.v], dim=1)
+        q_latent = torch.einsum("bhtn,hnc->bhtc", q_nope, W_uk)
+        scores = (q_latent @ latent.mT + q_rope @ k_rope.mT) * self.scale               # (B, H, T, S)
+        at_least_float32 = torch.promote_types(scores.dtype, torch.float32)             # a bfloat16 softmax drifts
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1, dtype=at_least_float32)
+        mean_latent = weights.type_as(latent) @ latent                                  # (B, H, T, C)
+        return torch.einsum("bhtc,hvc->bhtv", mean_latent, W_uv)
+
+    @property
+    def scale(self) -> float:
+        """Of the whole query head, content and rotary part together, before any padding."""
+        return (self.N + self.R) ** -0.5

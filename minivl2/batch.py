@@ -1,0 +1,55 @@
+"""What travels from the processor to the model: token ids, and the tiles of the images among them.
+
+Tests    tests/test_processor.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+IGNORED = -100      # the label of a token that nothing is to be learned from; cross_entropy's own default
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B conversations, padded on the left to T tokens. A processor makes these."""
+
+    input_ids: Tensor                   # (B, T)
+    attention_mask: Tensor              # (B, T) bool, False where padded
+    image_mask: Tensor                  # (B, T) bool, True where a visual token belongs
+    tiles: Tensor                       # (M, 3, size, size), of all images in order: global view, then local tiles
+    grids: Tensor                       # (images, 2): tiles across and down, of all images in order
+    labels: Tensor | None = None        # (B, T), IGNORED where nothing is to be learned; not shifted
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def to(self, device: torch.device | str) -> Batch:
+        return replace(self, **{name: t.to(device) for name, t in vars(self).items() if t is not None})
+
+
+def pad_left(batches: Sequence[Batch], pad_id: int) -> Batch:
+    """Several batches as one. Padded on the left, so that every conversation ends, and is continued, at the right."""
+    if not batches:
+        raise ValueError("there are no conversations to put into a batch")
+    longest = max(b.input_ids.shape[1] for b in batches)
+
+    def stack(name: str, filler: int | bool) -> Tensor:
+        rows = [getattr(b, name) for b in batches]
+        return torch.cat([torch.nn.functional.pad(r, (longest - r.shape[1], 0), value=filler) for r in rows])
+
+    labelled = sum(b.labels is not None for b in batches)
+    if labelled not in (0, len(batches)):
+        raise ValueError("some of these conversations were made with training=True and some were not")
+    return Batch(
+        input_ids=stack("input_ids", pad_id),
+        attention_mask=stack("attention_mask", False),
+        image_mask=stack("image_mask", False),
+        tiles=torch.cat([b.tiles for b in batches]),
+        grids=torch.cat([b.grids for b in batches]),
+        labels=stack("labels", IGNORED) if labelled else None,
+    )

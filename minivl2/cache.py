@@ -1,0 +1,56 @@
+"""What the decoder remembers of earlier tokens, so that a new token does not read the prompt again.
+
+Tests    tests/test_cache.py
+
+Room for all tokens is taken once and filled from the left: growing a tensor by concatenation would copy everything
+remembered for every token written. What is kept per token differs (keys and values, or a latent); the room does not.
+"""
+
+import torch
+from torch import Tensor
+
+
+class LayerCache:
+    """The memory of one attention layer."""
+
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self.length = 0
+        self.rooms: tuple[Tensor, ...] = ()
+
+    def append(self, *new: Tensor) -> tuple[Tensor, ...]:
+        """new: tensors (..., T, width) of the next T tokens. Returns each with all earlier tokens before it, (..., S, width).
+
+        What is returned are views of the room: valid until the cache is thrown away, and not to be written to.
+        """
+        start, end = self.length, self.length + new[0].shape[-2]
+        if end > self.capacity:
+            raise ValueError(f"the cache has room for {self.capacity} tokens; token {end} does not fit")
+        if not self.rooms:      # only now are batch, heads, width, dtype and device known
+            self.rooms = tuple(x.new_empty(*x.shape[:-2], self.capacity, x.shape[-1]) for x in new)
+        for room, x in zip(self.rooms, new, strict=True):
+            room[..., start:end, :] = x
+        self.length = end
+        return tuple(room[..., :end, :] for room in self.rooms)
+
+
+class Cache:
+    """The memory of the whole decoder: one LayerCache per layer, and which of the tokens are real."""
+
+    def __init__(self, layers: int, capacity: int):
+        self.layers = [LayerCache(capacity) for _ in range(layers)]
+        self.real: Tensor | None = None     # (B, S) bool; False is padding
+
+    @property
+    def length(self) -> int:
+        return 0 if self.real is None else self.real.shape[1]
+
+    def append_real(self, real: Tensor) -> Tensor:
+        """real: (B, T) bool for the next T tokens. Returns it for all S tokens so far."""
+        self.real = real if self.real is None else torch.cat((self.real, real), dim=1)
+        return self.real
+
+    @property
+    def bytes(self) -> int:
+        """Memory the rooms take, whether filled or not."""
+        return sum(room.nbytes for layer in self.layers for room in layer.rooms)

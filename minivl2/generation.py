@@ -1,0 +1,121 @@
+"""Answering: read the prompt once, then write one token after another.
+
+Paper    nucleus sampling, arXiv:1904.09751, section 3.1; repetition penalty, arXiv:1909.05858, section 4.1.
+Tests    tests/test_generation.py
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from PIL import Image
+from tokenizers.decoders import DecodeStream
+from torch import Tensor
+
+from minivl2.batch import Batch
+from minivl2.cache import Cache
+from minivl2.decoder import check_length
+from minivl2.model import DeepSeekVL2
+from minivl2.processor import Processor
+
+
+def generate(model: DeepSeekVL2, batch: Batch, max_new_tokens: int = 512, **options) -> Tensor:
+    """The new token ids, (B, at most max_new_tokens). A row that has ended is filled up with the end token.
+
+    The options are those of `write`.
+    """
+    return torch.stack(list(write(model, batch, max_new_tokens, **options)), dim=1)
+
+
+def stream(
+    model: DeepSeekVL2,
+    processor: Processor,
+    messages: Sequence[Mapping],
+    images: Sequence[Image.Image | str] | None = None,
+    max_new_tokens: int = 512,
+    **options,
+) -> Iterator[str]:
+    """The answer to a conversation, piece by piece as it is written. The options are those of `write`."""
+    batch = processor(messages, images)
+    text = DecodeStream(skip_special_tokens=False)      # holds back half of a character until the other half comes
+    for token in write(model, batch, max_new_tokens, **options):
+        if token.item() == model.config.language.eos_token_id:
+            return
+        piece = text.step(processor.tokenizer, token.item())
+        if piece:
+            yield piece
+
+
+def write(
+    model: DeepSeekVL2,
+    batch: Batch,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    prefill_chunk: int | None = None,
+    seed: int | None = None,
+) -> Iterator[Tensor]:
+    """Yields the next token of every row, (B,), until all rows have ended, or the context is full.
+
+    temperature          0 takes the likeliest token; 1 draws from the model's own probabilities
+    top_p                draw only among the likeliest tokens that together have this probability
+    repetition_penalty   above 1, tokens already in the answer become less likely
+    prefill_chunk        read the prompt this many tokens at a time: the same result in less memory
+    seed                 the same seed draws the same answer
+    """
+    for name, value, fine in (
+        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1),
+        ("temperature", temperature, temperature >= 0),
+        ("top_p", top_p, 0 < top_p <= 1),
+        ("repetition_penalty", repetition_penalty, repetition_penalty > 0),
+        ("prefill_chunk", prefill_chunk, prefill_chunk is None or prefill_chunk >= 1),
+    ):
+        if not fine:
+            raise ValueError(f"{name} cannot be {value}")
+    return _write(model, batch.to(model.image_newline.device), max_new_tokens, temperature, top_p,
+                  repetition_penalty, prefill_chunk, seed)
+
+
+@torch.no_grad()
+def _write(model, batch, max_new_tokens, temperature, top_p, repetition_penalty, prefill_chunk, seed) -> Iterator[Tensor]:
+    decoder, lang = model.decoder, model.config.language
+    B, T = batch.input_ids.shape
+    check_length(T, lang.max_position_embeddings)
+    capacity = min(T + max_new_tokens, lang.max_position_embeddings)
+    cache = Cache(lang.num_hidden_layers, capacity)
+
+    x = model.embed(batch)
+    for chunk in torch.arange(T).split(prefill_chunk or T):
+        hidden, _ = decoder(x[:, chunk], batch.attention_mask[:, chunk], cache)
+
+    random = torch.Generator(x.device)
+    random.manual_seed(seed) if seed is not None else random.seed()
+    answer = batch.input_ids.new_empty(B, 0)
+    ended = torch.zeros(B, dtype=torch.bool, device=x.device)
+    while True:
+        logits = decoder.head(hidden[:, -1]).float()                        # (B, V): only for the last token
+        logits = penalise(logits, answer, repetition_penalty)
+        token = sample(logits, temperature, top_p, random)
+        token = token.masked_fill(ended, lang.eos_token_id)
+        yield token
+        ended = ended | (token == lang.eos_token_id)
+        answer = torch.cat((answer, token[:, None]), dim=1)
+        if ended.all() or answer.shape[1] == max_new_tokens or cache.length == capacity:
+            return
+        hidden, _ = decoder(decoder.embed(token[:, None]), torch.ones_like(ended)[:, None], cache)
+
+
+def penalise(logits: Tensor, answer: Tensor, penalty: float) -> Tensor:
+    """logits (B, V), answer (B, n) so far. Only the answer counts: asked "is it red?", the model may well say red."""
+    told = logits.gather(1, answer)
+    return logits.scatter(1, answer, torch.where(told < 0, told * penalty, told / penalty))
+
+
+def sample(logits: Tensor, temperature: float, top_p: float, random: torch.Generator) -> Tensor:
+    """logits (B, V) -> (B,)"""
+    if temperature == 0:
+        return logits.argmax(-1)
+    likely, token = (logits / temperature).softmax(-1).sort(-1, descending=True)
+    before = likely.cumsum(-1) - likely         # probability of all that are likelier: 0 for the first, so one stays
+    drawn = likely.masked_fill(before >= top_p, 0).multinomial(1, generator=random)
+    return token.gather(1, drawn)[:, 0]

@@ -1,0 +1,290 @@
+"""Published checkpoints, read and written: one table of names, and nothing tolerated that does not fit.
+
+Tests    tests/test_weights.py, tests/test_goldens.py
+
+    config.json  processor_config.json  tokenizer.json  model.safetensors (or several, with model.safetensors.index.json)
+
+safetensors files hold numbers and nothing that could be executed. They are memory-mapped: a tensor already in the
+wanted dtype is not read at all until the model touches it, and never exists twice.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+from tqdm import tqdm
+
+from minivl2 import conversation as talk
+from minivl2.config import Config, VisionConfig
+from minivl2.files import written_whole
+from minivl2.model import DeepSeekVL2, build
+from minivl2.processor import Processor, ProcessorConfig
+
+# ours -> published, applied from top to bottom
+NAMES = (
+    (r"^vision\.patch_embed\.", "vision.patch_embed.proj."),
+    (r"^view_separator$", "view_seperator"),
+    (r"^decoder\.head\.", "language.lm_head."),
+    (r"^decoder\.embed\.", "language.model.embed_tokens."),
+    (r"^decoder\.(layers\.\d+)\.attn_norm\.", r"language.model.\1.input_layernorm."),
+    (r"^decoder\.(layers\.\d+)\.mlp_norm\.", r"language.model.\1.post_attention_layernorm."),
+    (r"^decoder\.(layers\.\d+)\.attn\.", r"language.model.\1.self_attn."),
+    (r"^decoder\.", "language.model."),
+    (r"\.self_attn\.q_down\.", ".self_attn.q_a_proj."),
+    (r"\.self_attn\.q_norm\.", ".self_attn.q_a_layernorm."),
+    (r"\.self_attn\.q_up\.", ".self_attn.q_b_proj."),
+    (r"\.self_attn\.kv_down\.", ".self_attn.kv_a_proj_with_mqa."),
+    (r"\.self_attn\.kv_norm\.", ".self_attn.kv_a_layernorm."),
+    (r"\.self_attn\.kv_up\.", ".self_attn.kv_b_proj."),
+    (r"\.mlp\.shared\.", ".mlp.shared_experts."),
+    (r"\.mlp\.gate\.bias$", ".mlp.gate.e_score_correction_bias"),
+)
+UNUSED = "vision.attn_pool."            # SigLIP's pooling head: in every published checkpoint, run by none
+SHARD_BYTES = 5_000_000_000
+INDEX = "model.safetensors.index.json"
+
+
+class CheckpointError(ValueError):
+    """A folder that is not a whole, fitting checkpoint. The message lists what is wrong."""
+
+
+def published_name(ours: str) -> str:
+    for pattern, replacement in NAMES:
+        ours = re.sub(pattern, replacement, ours)
+    return ours
+
+
+def published_names(model: DeepSeekVL2) -> dict[str, tuple[int, ...]]:
+    """Every tensor that a published checkpoint of this model has, with its shape."""
+    names = {published_name(ours): tuple(t.shape) for ours, t in model.state_dict().items()}
+    return names | unused_names(model.config.vision)
+
+
+def unused_names(vision: VisionConfig) -> dict[str, tuple[int, ...]]:
+    """The pooling head that a vision tower with global_pool "map" carries. A checkpoint may leave it out."""
+    if vision.global_pool != "map":
+        return {}
+    W, inner = vision.width, vision.mlp_width
+    linears = {"q": (W, W), "kv": (2 * W, W), "proj": (W, W), "mlp.fc1": (inner, W), "mlp.fc2": (W, inner)}
+    shapes = {"latent": (1, 1, W), "norm.weight": (W,), "norm.bias": (W,)}
+    for name, shape in linears.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return {UNUSED + name: shape for name, shape in shapes.items()}
+
+
+def load(
+    path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> tuple[DeepSeekVL2, Processor]:
+    """The model and the processor of a folder in the published layout.
+
+    In the dtype of the files (bfloat16, for the published models) and on the CPU the weights stay on the disk until
+    they are touched, and take their own size of memory at most. Raises CheckpointError, ConfigError.
+    """
+    folder = Path(path)
+    config, processor = _read_small_files(folder)
+    with torch.device("meta"):
+        model = build(config)
+    with Tensors(folder) as tensors:
+        problems = mismatches(published_names(model), tensors.shapes())
+        if problems:
+            raise CheckpointError(_report(folder, problems))
+        ours = {published_name(name): name for name in model.state_dict()}
+        state = {}
+        for name, tensor in tqdm(tensors, total=len(tensors), desc=f"loading {folder.name}", delay=2, leave=False):
+            if not tensor.is_floating_point():
+                raise CheckpointError(f"{folder}: {name} holds {tensor.dtype}; weights are floating-point numbers")
+            if name.startswith(UNUSED):
+                model.unused[name] = tensor
+            elif name.endswith("e_score_correction_bias"):      # steps of 0.001 are lost in bfloat16
+                state[ours[name]] = tensor.to(device, torch.promote_types(dtype, torch.float32))
+            else:
+                state[ours[name]] = tensor.to(device, dtype)
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval(), processor
+
+
+def save(model: DeepSeekVL2, processor: Processor, path: str | Path) -> None:
+    """Write the published layout. The folder is whole afterwards, or as it was before."""
+    folder = Path(path)
+    tensors = {published_name(name): t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    for name, shape in unused_names(model.config.vision).items():
+        # Readers that build the pooling head want to find it. If this model never had one, zeros will do: it is not run.
+        tensors[name] = model.unused.get(name, torch.zeros(shape, dtype=model.image_newline.dtype))
+    shards = _shards(tensors)
+    dtype = str(model.image_newline.dtype).removeprefix("torch.")
+    tokenizer_config = {
+        "tokenizer_class": "LlamaTokenizerFast", "bos_token": talk.BEGIN, "eos_token": talk.END, "pad_token": talk.PAD,
+        "add_bos_token": False, "add_eos_token": False,
+        "model_max_length": model.config.language.max_position_embeddings,
+    }
+    with written_whole(folder) as staged:
+        for file, names in shards.items():
+            save_file({name: tensors[name] for name in names}, staged / file, metadata={"format": "pt"})
+        if len(shards) > 1:
+            index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
+                     "weight_map": {name: file for file, names in shards.items() for name in names}}
+            _write_json(staged / INDEX, index)
+        _write_json(staged / "config.json", model.config.to_dict() | {"torch_dtype": dtype})
+        _write_json(staged / "processor_config.json", processor.config.to_dict())
+        _write_json(staged / "tokenizer_config.json", tokenizer_config)
+        processor.tokenizer.save(str(staged / "tokenizer.json"))
+    for old in folder.glob("model*.safetensors*"):      # shards of what was here before would not be read, but confuse
+        if old.name not in shards and (old.name != INDEX or len(shards) == 1):
+            old.unlink()
+
+
+def verify(path: str | Path) -> list[str]:
+    """All that is wrong with a checkpoint, a line each: missing, extra and misshapen tensors, and numbers that are not."""
+    folder = Path(path)
+    config, _ = _read_small_files(folder)
+    with torch.device("meta"):
+        model = build(config)
+    with Tensors(folder) as tensors:
+        problems = mismatches(published_names(model), tensors.shapes())
+        for name, tensor in tqdm(tensors, total=len(tensors), desc="reading every number", leave=False):
+            bad = tensor.numel() - int(tensor.isfinite().sum())
+            if bad:
+                problems.append(f"{name}: {bad} of {tensor.numel()} numbers are infinite or not a number")
+    return problems
+
+
+def mismatches(wanted: dict[str, tuple[int, ...]], got: dict[str, tuple[int, ...]]) -> list[str]:
+    """What differs, a line each. Only the unused pooling head may be missing; nothing may be extra."""
+    extra = sorted(got.keys() - wanted.keys())
+    problems = []
+    for name in sorted(wanted.keys() - got.keys()):
+        if not name.startswith(UNUSED):
+            alike = difflib.get_close_matches(name, extra, n=1, cutoff=0.8) if len(extra) < 100 else []
+            hint = f" (is it the one called {alike[0]}?)" if alike else ""
+            problems.append(f"{name}: missing{hint}")
+    problems += [f"{name}: not a tensor of this model" for name in extra]
+    problems += [
+        f"{name}: shape {list(got[name])}, but the configuration asks for {list(shape)}"
+        for name, shape in wanted.items() if name in got and got[name] != shape
+    ]
+    return problems
+
+
+class Tensors:
+    """All tensors of a folder's safetensors files, memory-mapped. Use as a context manager; iterate for (name, tensor)."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.open_files = ExitStack()
+        self.file_of = {}
+        for file in _weight_files(folder):
+            try:
+                handle = self.open_files.enter_context(safe_open(file, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{file} is damaged or cut short ({error}). Fetch it again.") from None
+            for name in handle.keys():      # noqa: SIM118  (the handle is not a dictionary)
+                if name in self.file_of:
+                    raise CheckpointError(f"{folder}: {name} is in two files")
+                self.file_of[name] = handle
+
+    def __enter__(self) -> Tensors:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.open_files.close()
+
+    def __len__(self) -> int:
+        return len(self.file_of)
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for name, handle in self.file_of.items():
+            yield name, handle.get_tensor(name)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(handle.get_slice(name).get_shape()) for name, handle in self.file_of.items()}
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that the index names, or the only ones there are."""
+    if (folder / INDEX).exists():
+        index = _read_json(folder / INDEX)
+        try:
+            names = sorted(set(index["weight_map"].values()))
+        except (KeyError, TypeError, AttributeError):
+            raise CheckpointError(f"{folder / INDEX} has no weight_map") from None
+        outside = [name for name in names if Path(name).name != name]
+        if outside:
+            raise CheckpointError(f"{folder / INDEX} names files outside the folder: {outside[0]}")
+        files = [folder / name for name in names]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise CheckpointError(f"{folder} holds no *.safetensors file")
+    missing = [file.name for file in files if not file.exists()]
+    if missing:
+        raise CheckpointError(f"{folder} lacks {', '.join(missing)}: the download is not complete")
+    return files
+
+
+def _read_small_files(folder: Path) -> tuple[Config, Processor]:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder. A checkpoint is one, with config.json and *.safetensors in it.")
+    for name in ("config.json", "processor_config.json", "tokenizer.json"):
+        if not (folder / name).exists():
+            raise CheckpointError(f"{folder} is not a DeepSeek-VL2 checkpoint: it has no {name}")
+    config = Config.from_file(folder)
+    try:
+        processor_config = ProcessorConfig.from_file(folder / "processor_config.json")
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder / 'processor_config.json'} cannot be read: {error}") from None
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:      # the tokenizers library raises Exception itself
+        raise CheckpointError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from None
+    processor = Processor(tokenizer, processor_config)
+    if (processor_config.tile, processor_config.side) != (config.vision.image_size, config.tokens_per_side):
+        raise CheckpointError(
+            f"{folder}: the processor cuts tiles of {processor_config.tile} pixels for {processor_config.side} tokens a side, "
+            f"but the model sees {config.vision.image_size} pixels and makes {config.tokens_per_side}")
+    largest = max(processor.special_ids.values())
+    if largest >= config.language.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer's special tokens go up to {largest}, the model knows {config.language.vocab_size} tokens")
+    return config, processor
+
+
+def _shards(tensors: dict[str, Tensor]) -> dict[str, list[str]]:
+    """Which names go into which file: files of at most SHARD_BYTES, named as published."""
+    parts: list[list[str]] = [[]]
+    size = 0
+    for name in sorted(tensors):
+        if size + tensors[name].nbytes > SHARD_BYTES and parts[-1]:
+            parts.append([])
+            size = 0
+        parts[-1].append(name)
+        size += tensors[name].nbytes
+    if len(parts) == 1:
+        return {"model.safetensors": parts[0]}
+    return {f"model-{i:05}-of-{len(parts):06}.safetensors": part for i, part in enumerate(parts, 1)}
+
+
+def _report(folder: Path, problems: list[str]) -> str:
+    shown = "\n".join(f"  {problem}" for problem in problems[:10])
+    more = f"\n  ... and {len(problems) - 10} more (minivl2 verify lists them all)" if len(problems) > 10 else ""
+    return f"{folder} does not fit its own configuration:\n{shown}{more}"
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from None
+
+
+def _write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
