@@ -1,0 +1,86 @@
+"""Two or three pictures at once: compare them, or find in the second what the first only points at."""
+
+from dataclasses import replace
+
+from PIL import ImageDraw
+
+from .canvas import picture_size
+from .grounding import located
+from .sample import Question, Sample
+from .things import COLOURS, DIAMETER, SHAPES, Kind, draw_scene, random_kinds, random_theme, typical_side
+
+GRIDS = ((1, 1), (1, 1), (1, 1), (2, 1), (1, 2), (2, 2))
+FRAME = (255, 0, 255)  # no thing has this colour
+ORDINALS = ("first", "second", "third")
+
+
+def draw(rng, grid):
+    if rng.random() < 0.5:
+        return in_context(rng, grid)
+    # Three pictures or more are shown to the model as global views only, so they must need no tiles.
+    n = rng.choice((2, 3)) if grid == (1, 1) else 2
+    return rng.choice((most, shown))(rng, grid, n)
+
+
+def in_context(rng, grid):
+    """A frame marks one thing in the first picture; the second holds the same shapes in other colours.
+
+    Both pictures show the same shapes, each once: only the frame tells which one is meant.
+    """
+    shapes = rng.sample(SHAPES, rng.randint(2, 4))
+    first, second = picture_size(rng, grid), picture_size(rng, grid)
+    thick = max(1, round(typical_side(first) / 45))
+    scenes, pictures = zip(
+        draw_scene(rng, first, kinds_of(rng, shapes), gap=2 * thick + 2),
+        draw_scene(rng, second, kinds_of(rng, shapes)),
+        strict=True,
+    )
+    marked = rng.randrange(len(shapes))
+    left, top, right, bottom = scenes[0].things[marked].box
+    reach = thick + 1
+    frame = (left - reach, top - reach, right - 1 + reach, bottom - 1 + reach)
+    ImageDraw.Draw(pictures[0]).rectangle(frame, outline=FRAME, width=thick)
+    scenes = (replace(scenes[0], marked=marked), scenes[1])
+    kind = Kind(shape=scenes[0].things[marked].shape)
+    phrase = rng.choice(
+        (
+            "the first image frames a thing. find its kind in the second image.",
+            "find the framed shape of the first image in the second image.",
+            "where in the second image is the shape framed in the first image?",
+        )
+    )
+    answer = located(f"the {kind}", scenes[1].fitting(kind), scenes[1])
+    question = Question("in context", "<|grounding|>" + phrase, answer)
+    return Sample("pairs", pictures, (question,), scenes, grid)
+
+
+def kinds_of(rng, shapes):
+    return [Kind(rng.choice(list(DIAMETER)), rng.choice(list(COLOURS)), shape) for shape in shapes]
+
+
+def most(rng, grid, n):
+    """Which image has more things: never two with as many."""
+    counts = rng.sample(range(1, 7), n)
+    scenes, pictures = drawn(rng, grid, [random_kinds(rng, count) for count in counts])
+    phrases = ("which image has more things?", "where are more things?", "more things in which image?")
+    if n == 3:
+        phrases = ("which image has the most things?", "where are the most things?", "most things in which?")
+    question = Question("compare", rng.choice(phrases), ORDINALS[counts.index(max(counts))], 1 / n)
+    return Sample("pairs", pictures, (question,), scenes, grid)
+
+
+def shown(rng, grid, n):
+    """Which image shows some kind of thing: exactly one does."""
+    theme = random_theme(rng)
+    where = rng.randrange(n)
+    several = [random_kinds(rng, rng.randint(1, 4), theme, int(i == where)) for i in range(n)]
+    scenes, pictures = drawn(rng, grid, several)
+    article = "an" if theme.colour == "orange" else "a"
+    phrase = rng.choice(("which image shows {} {}?", "which image has {} {}?", "where do you see {} {}?"))
+    question = Question("which image", phrase.format(article, theme), ORDINALS[where], 1 / n)
+    return Sample("pairs", pictures, (question,), scenes, grid)
+
+
+def drawn(rng, grid, several):
+    """Scenes and their pictures, one for each list of kinds."""
+    return zip(*(draw_scene(rng, picture_size(rng, grid), kinds) for kinds in several), strict=True)

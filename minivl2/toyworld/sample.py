@@ -1,0 +1,56 @@
+"""What a drawn sample is: pictures, the questions asked of them, and the plain facts both were made from."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+ABILITIES = (
+    "colour", "shape", "size", "count", "exists", "relation", "largest", "caption",  # scenes
+    "read", "line",  # text
+    "title", "field", "label",  # documents
+    "table", "table largest",  # tables
+    "chart", "tallest", "larger",  # charts
+    "box", "boxes", "grounded caption",  # grounding
+    "in context", "compare", "which image",  # pairs
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question with its one right answer.
+
+    ``guess`` is the probability that the best guess made without looking at the picture is right (1/2 for a
+    balanced yes/no, 1/8 for a colour), the level a score has to beat; None where guessing is hopeless.
+    """
+
+    ability: str
+    text: str
+    answer: str
+    guess: float | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Pictures (RGB, all made for the same tile ``grid``), questions, and ``facts``, from which every answer
+    follows without looking at a pixel."""
+
+    kind: str
+    images: tuple[Image.Image, ...]
+    questions: tuple[Question, ...]
+    facts: Any
+    grid: tuple[int, int]
+
+    def conversation(self, n=None, rng=None):
+        """The first ``n`` questions (None: all) as user and assistant messages; ``rng`` picks and shuffles.
+
+        Only the first user turn carries the pictures, a line "<image>" for each.
+        """
+        n = len(self.questions) if n is None else min(n, len(self.questions))
+        asked = rng.sample(self.questions, n) if rng else self.questions[:n]
+        messages = []
+        for turn, question in enumerate(asked):
+            pictures = "<image>\n" * len(self.images) if turn == 0 else ""
+            messages.append({"role": "user", "content": pictures + question.text})
+            messages.append({"role": "assistant", "content": question.answer})
+        return messages
