@@ -20,6 +20,33 @@ from minivl2.rope import rotate_half_split, rotate_interleaved
 Rotation = tuple[Tensor, Tensor]
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """softmax(q k^T * scale) v: for each query, the mean of the values, weighted by how well their keys match it.
+
+    q (B, H, T, d), k (B, H, S, d), v (B, H, S, any width). seen (B, 1, T, S) bool: which keys a query may look at
+    (None: all). scale: 1 / sqrt(d) if not given; it keeps the scores from growing with d.
+    """
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
+    # The fused kernel never writes the (T, S) scores to memory, which is faster for reading. Its backward pass on a
+    # CPU is not: there the same three lines by hand take half the time.
+    if not (q.requires_grad and q.device.type == "cpu"):
+        return fused(q, k, v, seen, scale)
+    scores = q @ k.mT * scale                                               # (B, H, T, S)
+    if seen is not None:
+        scores = scores.masked_fill(~seen, -torch.inf)
+    at_least_float32 = torch.promote_types(scores.dtype, torch.float32)     # a bfloat16 softmax drifts
+    return scores.softmax(-1, dtype=at_least_float32).type_as(v) @ v
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float) -> Tensor:
+    """The same by torch's kernel. It wants values as wide as keys, or falls back to one 3 times slower; widened with
+    zeros they are, and zeros add nothing to a dot product."""
+    width, widest = v.shape[-1], max(q.shape[-1], v.shape[-1])
+    q, k, v = (F.pad(t, (0, widest - t.shape[-1])) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)[..., :width]
+
+
 class MultiHeadAttention(nn.Module):
     def __init__(self, cfg: LanguageConfig):
         super().__init__()
@@ -39,8 +66,8 @@ class MultiHeadAttention(nn.Module):
         q, k = rotate_half_split(q, *rotation), rotate_half_split(k, *rotation)
         if cache is not None:
             k, v = cache.append(k, v)                                           # (B, H, S, d)
-        # enable_gqa: should there be fewer key heads than query heads, neighbours share one
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=q.shape[1] != k.shape[1])
+        sharing = q.shape[1] // k.shape[1]      # 1 in Tiny; if there are fewer key heads, neighbours share one
+        mixed = attend(q, k.repeat_interleave(sharing, 1), v.repeat_interleave(sharing, 1), seen)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -77,8 +104,8 @@ class LatentAttention(nn.Module):
 
         # Unpacking costs work per *remembered* token, absorbing per *new* one. Many new tokens (a prompt, training)
         # share the unpacked keys; for one new token it is cheaper never to build them.
-        attend = self.absorbed if cache is not None and x.shape[1] == 1 else self.expanded
-        mixed = attend(q_nope, q_rope, latent, k_rope, seen)                            # (B, H, T, v)
+        form = self.absorbed if cache is not None and x.shape[1] == 1 else self.expanded
+        mixed = form(q_nope, q_rope, latent, k_rope, seen)                            # (B, H, T, v)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))                            # Eq. 19
 
     def query(self, x: Tensor) -> Tensor:
@@ -91,12 +118,7 @@ class LatentAttention(nn.Module):
         k_nope, value = kv.split([self.N, self.v], dim=-1)                              # Eqs. 10, 11, (B, H, S, ..)
         q = torch.cat((q_nope, q_rope), dim=-1)                                         # Eq. 16
         k = torch.cat((k_nope, k_rope.expand(-1, self.H, -1, -1)), dim=-1)              # Eq. 17
-        # The fused kernel wants values as wide as keys; widened with zeros it runs 3 times faster than the one
-        # that does not. Whichever is the narrower is padded; zeros add nothing to a dot product.
-        room = max(self.N + self.R, self.v)
-        q, k, value = (F.pad(t, (0, room - t.shape[-1])) for t in (q, k, value))
-        mixed = F.scaled_dot_product_attention(q, k, value, attn_mask=seen, scale=self.scale)      # Eq. 18
-        return mixed[..., : self.v]
+        return attend(q, k, value, seen, self.scale)                                    # Eq. 18
 
     def absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, seen: Tensor) -> Tensor:
         """The same sums, regrouped: attend to the latents themselves and never build a key or a value.

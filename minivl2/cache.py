@@ -19,7 +19,7 @@ class LayerCache:
         self.rooms: tuple[Tensor, ...] = ()
 
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:
-        """new: tensors (..., T, width) of the next T tokens. Returns each with all earlier tokens before it, (..., S, width).
+        """new: tensors (..., T, width) of the next T tokens. Returns each after all earlier tokens, (..., S, width).
 
         What is returned are views of the room: valid until the cache is thrown away, and not to be written to.
         """

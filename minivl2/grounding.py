@@ -75,7 +75,8 @@ def draw(image: Image.Image, boxes: Iterable[Box]) -> Image.Image:
     for box in boxes:
         colour = colours.setdefault(box.label, COLOURS[len(colours) % len(COLOURS)])
         x1, y1, x2, y2 = box.pixels(picture.size)
-        pen.rectangle((x1, y1, max(x1, min(x2, picture.width - 1)), max(y1, min(y2, picture.height - 1))), None, colour, line)
+        right, lower = max(x1, min(x2, picture.width - 1)), max(y1, min(y2, picture.height - 1))
+        pen.rectangle((x1, y1, right, lower), None, colour, line)
         if box.label:
             _, _, width, height = pen.textbbox((0, 0), box.label, font)
             x = max(0, min(x1, picture.width - width - 2 * line))           # labels stay on the picture,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minivl2.attention import attend
 from minivl2.config import VisionConfig
 
 
@@ -25,8 +26,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)     # each (M, H, P, d)
-        mixed = F.scaled_dot_product_attention(q, k, v)     # softmax(q k^T / sqrt(d)) v
-        return self.proj(mixed.transpose(1, 2).flatten(2))
+        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):

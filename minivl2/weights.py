@@ -249,12 +249,13 @@ def _read_small_files(folder: Path) -> tuple[Config, Processor]:
     processor = Processor(tokenizer, processor_config)
     if (processor_config.tile, processor_config.side) != (config.vision.image_size, config.tokens_per_side):
         raise CheckpointError(
-            f"{folder}: the processor cuts tiles of {processor_config.tile} pixels for {processor_config.side} tokens a side, "
-            f"but the model sees {config.vision.image_size} pixels and makes {config.tokens_per_side}")
+            f"{folder}: the processor cuts tiles of {processor_config.tile} pixels, {processor_config.side} tokens a side, "
+            f"but the model sees {config.vision.image_size} pixels and makes {config.tokens_per_side} tokens")
     largest = max(processor.special_ids.values())
     if largest >= config.language.vocab_size:
         raise CheckpointError(
-            f"{folder}: the tokenizer's special tokens go up to {largest}, the model knows {config.language.vocab_size} tokens")
+            f"{folder}: the tokenizer's special tokens go up to {largest}, "
+            f"but the model knows {config.language.vocab_size} tokens")
     return config, processor
 
 
