@@ -15,8 +15,9 @@ from pathlib import Path
 def written_whole(folder: str | Path) -> Iterator[Path]:
     """An empty folder to write files into. They move to `folder` only when the block ends without an error.
 
-    A full disk, a kill, a bug: whatever happens inside, the files that were in `folder` before are untouched. Each
-    file is replaced by renaming, so a program that has the old one open (or memory-mapped) keeps the old one.
+    A full disk, a kill, a bug: whatever happens inside, the files that were in `folder` before are untouched. A new
+    folder appears by one rename, whole. In an existing one each file is replaced by renaming, so a program that has
+    the old file open (or memory-mapped) keeps the old one.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -26,7 +27,10 @@ def written_whole(folder: str | Path) -> Iterator[Path]:
         for file in staged.iterdir():
             with open(file, "rb") as written:
                 os.fsync(written.fileno())      # a rename can reach the disk before the bytes do
-        folder.mkdir(exist_ok=True)
+        if not folder.exists():
+            staged.chmod(0o755)                 # mkdtemp makes it private
+            os.rename(staged, folder)
+            return
         for file in sorted(staged.iterdir()):
             os.replace(file, folder / file.name)
     finally:

@@ -116,31 +116,35 @@ def load(
 def save(model: DeepSeekVL2, processor: Processor, path: str | Path) -> None:
     """Write the published layout. The folder is whole afterwards, or as it was before."""
     folder = Path(path)
+    with written_whole(folder) as staged:
+        written = write_checkpoint(model, processor, staged)
+    for old in {*folder.glob("*.safetensors"), folder / INDEX}:     # of what was here before; load would read them
+        if old.name not in written:
+            old.unlink(missing_ok=True)
+
+
+def write_checkpoint(model: DeepSeekVL2, processor: Processor, folder: Path) -> set[str]:
+    """The files of the published layout, into an empty folder. Returns their names."""
     tensors = {published_name(name): t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    dtype = model.image_newline.dtype
     for name, shape in unused_names(model.config.vision).items():
         # Readers that build the pooling head want to find it. If this model never had one, zeros will do: it is not run.
-        tensors[name] = model.unused.get(name, torch.zeros(shape, dtype=model.image_newline.dtype))
+        tensors[name] = model.unused.get(name, torch.zeros(shape, dtype=dtype))
     shards = _shards(tensors)
-    dtype = str(model.image_newline.dtype).removeprefix("torch.")
-    tokenizer_config = {
+    for file, names in shards.items():
+        save_file({name: tensors[name] for name in names}, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        _write_json(folder / INDEX, {
+            "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
+            "weight_map": {name: file for file, names in shards.items() for name in names}})
+    _write_json(folder / "config.json", model.config.to_dict() | {"torch_dtype": str(dtype).removeprefix("torch.")})
+    _write_json(folder / "processor_config.json", processor.config.to_dict())
+    _write_json(folder / "tokenizer_config.json", {
         "tokenizer_class": "LlamaTokenizerFast", "bos_token": talk.BEGIN, "eos_token": talk.END, "pad_token": talk.PAD,
         "add_bos_token": False, "add_eos_token": False,
-        "model_max_length": model.config.language.max_position_embeddings,
-    }
-    with written_whole(folder) as staged:
-        for file, names in shards.items():
-            save_file({name: tensors[name] for name in names}, staged / file, metadata={"format": "pt"})
-        if len(shards) > 1:
-            index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
-                     "weight_map": {name: file for file, names in shards.items() for name in names}}
-            _write_json(staged / INDEX, index)
-        _write_json(staged / "config.json", model.config.to_dict() | {"torch_dtype": dtype})
-        _write_json(staged / "processor_config.json", processor.config.to_dict())
-        _write_json(staged / "tokenizer_config.json", tokenizer_config)
-        processor.tokenizer.save(str(staged / "tokenizer.json"))
-    for old in folder.glob("model*.safetensors*"):      # shards of what was here before would not be read, but confuse
-        if old.name not in shards and (old.name != INDEX or len(shards) == 1):
-            old.unlink()
+        "model_max_length": model.config.language.max_position_embeddings})
+    processor.tokenizer.save(str(folder / "tokenizer.json"))
+    return {file.name for file in folder.iterdir()}
 
 
 def verify(path: str | Path) -> list[str]:

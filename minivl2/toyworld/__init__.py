@@ -8,13 +8,13 @@ import random
 
 from . import charts, documents, grounding, pairs, scenes, tables, text
 from .canvas import MAX_TILES, TILE
-from .sample import ABILITIES, Question, Sample
+from .sample import ABILITIES, Question, Sample, messages
 
 MODULES = (scenes, text, documents, tables, charts, grounding, pairs)
 KINDS = {module.__name__.rpartition(".")[2]: module.draw for module in MODULES}
 GRIDS = {name: module.GRIDS for name, module in zip(KINDS, MODULES, strict=True)}
 
-__all__ = ["ABILITIES", "GRIDS", "KINDS", "TILE", "Question", "Sample", "draw"]
+__all__ = ["ABILITIES", "GRIDS", "KINDS", "TILE", "Question", "Sample", "draw", "messages"]
 
 
 def draw(seed, kind=None, grid=None):

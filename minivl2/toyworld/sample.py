@@ -48,9 +48,14 @@ class Sample:
         """
         n = len(self.questions) if n is None else min(n, len(self.questions))
         asked = rng.sample(self.questions, n) if rng else self.questions[:n]
-        messages = []
-        for turn, question in enumerate(asked):
-            pictures = "<image>\n" * len(self.images) if turn == 0 else ""
-            messages.append({"role": "user", "content": pictures + question.text})
-            messages.append({"role": "assistant", "content": question.answer})
-        return messages
+        return messages(asked, len(self.images))
+
+
+def messages(questions, images=1):
+    """Questions about the same ``images`` pictures and their answers, as user and assistant messages."""
+    turns = []
+    for i, question in enumerate(questions):
+        pictures = "<image>\n" * images if i == 0 else ""
+        turns.append({"role": "user", "content": pictures + question.text})
+        turns.append({"role": "assistant", "content": question.answer})
+    return turns

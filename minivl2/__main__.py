@@ -1,0 +1,3 @@
+from minivl2.cli import main
+
+raise SystemExit(main())

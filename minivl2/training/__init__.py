@@ -1,0 +1,9 @@
+"""Training the toy: what `train_tiny.py` stands on.
+
+    tokenizer     byte-pair merges from the toy world's sentences
+    curriculum    which pictures at which step, as batches
+    optimizers    Muon for the matrices inside, AdamW for the rest, and the learning rate over time
+    loop          the steps themselves, saved so that they can be resumed
+    evaluation    scores on pictures never trained on
+    report        the curves, and a sheet of pictures with questions and answers
+"""

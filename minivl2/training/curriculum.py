@@ -1,0 +1,67 @@
+"""Which pictures the toy sees when: an endless line of batches, each fixed by (seed, step) alone.
+
+Tests    tests/test_training.py
+
+Everything at once from the start teaches a small model nothing in ten minutes: each ability gets too few examples
+before the next one pulls elsewhere. So it begins with large plain things on single tiles and goes on to pictures that
+need more tiles, and to letters. A batch holds pictures of one tile grid, so that nothing is padded in vain.
+"""
+
+import random
+from dataclasses import dataclass
+
+from minivl2 import toyworld
+from minivl2.batch import Batch
+from minivl2.processor import Processor
+
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training: it lasts until this fraction of all steps, and shows these kinds on these grids."""
+
+    until: float
+    kinds: dict[str, float]         # how often, relative to each other
+    grids: tuple[Grid, ...]
+
+
+CURRICULUM = (
+    Stage(0.45, {"scenes": 2, "grounding": 1}, ((1, 1),)),
+    Stage(1.00, {"scenes": 2, "grounding": 2, "text": 3}, ((1, 1), (2, 1), (1, 2), (2, 2))),
+)
+QUESTIONS = 6       # about one picture, in one conversation: seeing costs more than asking
+ROOM = 300          # characters for them and their answers: one endless caption would pad the whole batch
+TURN = 15           # characters' worth of tokens that every question costs by itself
+
+
+def stage_at(progress: float, curriculum: tuple[Stage, ...] = CURRICULUM) -> Stage:
+    """progress from 0 to 1"""
+    return next((stage for stage in curriculum if progress < stage.until), curriculum[-1])
+
+
+def pictures(seed: int, step: int, stage: Stage, size: int) -> list[toyworld.Sample]:
+    """The `size` pictures of this step, all on one grid. The same seed and step give the same pictures."""
+    rng = random.Random(f"batch {seed} {step}")
+    grid = rng.choice(stage.grids)
+    kinds = [kind for kind in stage.kinds if grid in toyworld.GRIDS[kind]]
+    chosen = rng.choices(kinds, [stage.kinds[kind] for kind in kinds], k=size)
+    return [toyworld.draw(f"train {seed} {step} {i}", kind, grid) for i, kind in enumerate(chosen)]
+
+
+def conversation(sample: toyworld.Sample, rng: random.Random) -> list[dict]:
+    """A few questions about one picture. Captions come last: they give away what the other questions ask for."""
+    asked, room = [], ROOM
+    for question in rng.sample(sample.questions, len(sample.questions)):
+        size = len(question.text) + len(question.answer) + TURN
+        if not asked or (len(asked) < QUESTIONS and size <= room):
+            asked.append(question)
+            room -= size
+    asked.sort(key=lambda question: "caption" in question.ability)
+    return toyworld.messages(asked, images=len(sample.images))
+
+
+def training_batch(processor: Processor, seed: int, step: int, stage: Stage, size: int) -> Batch:
+    rng = random.Random(f"questions {seed} {step}")
+    samples = pictures(seed, step, stage, size)
+    return processor.batch([processor(conversation(s, rng), s.images, training=True) for s in samples])

@@ -1,0 +1,124 @@
+"""How good is it? Each ability on pictures never trained on, beside what a blind guess would score.
+
+Tests    tests/test_training.py
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from itertools import groupby
+
+from PIL import Image
+from tqdm import tqdm
+
+from minivl2 import toyworld
+from minivl2.generation import generate
+from minivl2.grounding import iou, parse
+from minivl2.model import DeepSeekVL2
+from minivl2.processor import Processor
+
+LONGEST_ANSWER = 160        # tokens: a caption of six things with boxes
+TOGETHER = 32               # questions answered in one batch
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question, and what the model answered."""
+
+    sample: toyworld.Sample
+    question: toyworld.Question
+    answer: str
+
+    @property
+    def images(self) -> tuple[Image.Image, ...]:
+        return self.sample.images
+
+    @property
+    def overlap(self) -> float | None:
+        """Mean IoU of the boxes asked for with the boxes given, in order. None where no box is asked for."""
+        wanted, given = parse(self.question.answer), parse(self.answer)
+        if not wanted:
+            return None
+        pairs = zip(wanted, given, strict=False)
+        return sum(iou(a, b) for a, b in pairs) / max(len(wanted), len(given))
+
+    @property
+    def right(self) -> bool:
+        """The same text; where boxes are asked for, the same labels, and every box overlaps its own by over a half."""
+        wanted, given = parse(self.question.answer), parse(self.answer)
+        if not wanted:
+            return self.answer == self.question.answer
+        return [box.label for box in wanted] == [box.label for box in given] and all(
+            iou(a, b) > 0.5 for a, b in zip(wanted, given, strict=True))
+
+
+def questions(seed: int, per_ability: int, kinds: tuple[str, ...], grids: tuple[tuple[int, int], ...] | None = None):
+    """At most `per_ability` (sample, question) of every ability of these kinds, one of an ability from each picture."""
+    found = []
+    for kind in kinds:
+        counts: dict[str, int] = {}
+        possible = [grid for grid in grids or toyworld.GRIDS[kind] if grid in toyworld.GRIDS[kind]]
+        for i in range(per_ability * 4):
+            sample = toyworld.draw(f"evaluation {seed} {kind} {i}", kind, possible[i % len(possible)])
+            asked = list({q.ability: q for q in sample.questions}.values())
+            for question in asked:
+                if counts.setdefault(question.ability, 0) < per_ability:
+                    counts[question.ability] += 1
+                    found.append((sample, question))
+    return found
+
+
+def answer_all(model: DeepSeekVL2, processor: Processor, asked) -> list[Answered]:
+    """Every question alone, without the ones before it, which might give its answer away."""
+    def shape(pair):        # a batch of pictures with equal numbers of tiles has no padding but the text's
+        sample, _ = pair
+        return len(sample.images), sample.grid
+
+    answered = []
+    bar = tqdm(total=len(asked), desc="evaluating", unit="question", leave=False)
+    with bar:
+        for _, alike in groupby(sorted(asked, key=shape), shape):
+            alike = sorted(alike, key=lambda pair: len(pair[1].answer))     # long answers together
+            for i in range(0, len(alike), TOGETHER):
+                part = alike[i : i + TOGETHER]
+                batch = processor.batch([
+                    processor(toyworld.messages([question], len(sample.images))[:1], sample.images)
+                    for sample, question in part])
+                tokens = generate(model, batch, LONGEST_ANSWER)
+                answered += [
+                    Answered(sample, question, processor.decode(row.tolist()))
+                    for (sample, question), row in zip(part, tokens, strict=True)]
+                bar.update(len(part))
+    random.Random(0).shuffle(answered)
+    return answered
+
+
+def scores(answered: list[Answered]) -> dict:
+    """{"scores": {ability: fraction right}, "guess": {...}, "n": {...}, "mean_iou": x, "iou_50": x}"""
+    by_ability: dict[str, list[Answered]] = {}
+    for one in answered:
+        by_ability.setdefault(one.question.ability, []).append(one)
+    by_ability = {ability: by_ability[ability] for ability in toyworld.ABILITIES if ability in by_ability}
+    overlaps = [one.overlap for one in answered if one.overlap is not None]
+    return {
+        "scores": {ability: mean([one.right for one in ones]) for ability, ones in by_ability.items()},
+        "guess": {ability: mean([one.question.guess or 0.0 for one in ones]) for ability, ones in by_ability.items()},
+        "n": {ability: len(ones) for ability, ones in by_ability.items()},
+        "mean_iou": mean(overlaps),
+        "iou_50": mean([overlap > 0.5 for overlap in overlaps]),
+    }
+
+
+def mean(values: list) -> float | None:
+    return round(sum(values) / len(values), 4) if values else None
+
+
+def table(result: dict) -> str:
+    """The scores as a person reads them."""
+    lines = [f"{'ability':<18}{'right':>8}{'guess':>8}{'of':>6}"]
+    for ability, score in result["scores"].items():
+        lines.append(f"{ability:<18}{score:>8.0%}{result['guess'][ability]:>8.0%}{result['n'][ability]:>6}")
+    if result["mean_iou"] is not None:
+        lines.append(f"boxes: mean IoU {result['mean_iou']:.2f}, {result['iou_50']:.0%} above 0.5")
+    return "\n".join(lines)

@@ -1,0 +1,94 @@
+"""Train a toy DeepSeek-VL2 from nothing, on pictures drawn as they are needed. No download, no GPU.
+
+    python train_tiny.py                        ten minutes on two laptop cores, then it answers questions
+    python train_tiny.py --minutes 60           longer is better
+    python train_tiny.py --resume               go on with a run that was interrupted
+
+You will see one progress bar, then a table of what it learned, each ability beside a blind guess, and a few answers.
+The folder runs/toy then holds model/ (a checkpoint in the published layout: `minivl2 ask` reads it), curves.png,
+sheet.png (pictures, questions, answers), scores.json, metrics.jsonl and plan.json.
+"""
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+
+import torch
+
+import minivl2
+from minivl2 import toyworld
+from minivl2.processor import Processor, ProcessorConfig
+from minivl2.training import evaluation, loop, report
+from minivl2.training.curriculum import CURRICULUM
+from minivl2.training.tokenizer import train_tokenizer
+
+
+def main() -> None:
+    options = read_options()
+    run: Path = options.run
+    if options.resume:
+        trainer = loop.Trainer.resume(run)
+        print(f"resuming {run} at step {trainer.step} of {trainer.plan.steps}")
+    else:
+        trainer = start(options)
+    loop.run_all(trainer, run)
+
+    model, processor = trainer.model.eval(), trainer.processor
+    minivl2.save(model, processor, run / "model")
+    report.draw_curves(loop.read_metrics(run), run / "curves.png")
+
+    kinds = tuple(CURRICULUM[-1].kinds)
+    asked = evaluation.questions(options.evaluation_seed, options.per_ability, kinds, CURRICULUM[-1].grids)
+    answered = evaluation.answer_all(model, processor, asked)
+    result = evaluation.scores(answered)
+    (run / "scores.json").write_text(json.dumps(result, indent=1) + "\n")
+    report.draw_sheet(answered[:20], run / "sheet.png")
+
+    print(f"\nOn pictures it has never seen:\n{evaluation.table(result)}\n\nSome of its answers:")
+    for one in answered[:8]:
+        print(f"  {one.question.text:<45} {one.answer}" + ("" if one.right else f"   (no: {one.question.answer})"))
+    print(f"\nLook at {run}/sheet.png and {run}/curves.png, or ask it yourself:"
+          f"\n  minivl2 ask picture.png 'how many things are there?' --weights {run}/model")
+
+
+def start(options: argparse.Namespace) -> loop.Trainer:
+    """A fresh model and its tokenizer, and a plan that fits the time."""
+    if options.run.exists():
+        print(f"an earlier run is kept as {move_aside(options.run)}")
+    torch.manual_seed(options.seed)
+    config = minivl2.Config.named("toy")
+    sentences = (turn["content"] for i in range(3000) for turn in toyworld.draw(i).conversation())
+    tokenizer = train_tokenizer(sentences, config.language.vocab_size)
+    processor = Processor(tokenizer, ProcessorConfig.of(config))
+    model = minivl2.build(config)
+    parameters = sum(p.numel() for p in model.parameters())
+    plan = loop.Plan(steps=options.steps or 1, seed=options.seed, batch=options.batch)
+    if options.steps is None:
+        print("measuring how fast this machine is ...", end=" ", flush=True)
+        plan = loop.steps_in(options.minutes, model, processor, plan)
+    print(f"{parameters / 1e6:.1f} M parameters, {plan.steps} steps of {plan.batch} pictures, {plan.dtype}")
+    return loop.Trainer(model, processor, plan)
+
+
+def move_aside(run: Path) -> Path:
+    """runs/toy becomes runs/toy-1, or the next number that is free."""
+    free = next(path for i in itertools.count(1) if not (path := run.with_name(f"{run.name}-{i}")).exists())
+    return run.rename(free)
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10, help="how long to train, before the evaluation (default 10)")
+    parser.add_argument("--steps", type=int, help="train so many steps instead, however long they take")
+    parser.add_argument("--batch", type=int, default=16, help="pictures per step (default 16)")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the pictures (default 0)")
+    parser.add_argument("--run", type=Path, default=Path("runs/toy"), help="folder of the run (default runs/toy)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in that folder from its last checkpoint")
+    parser.add_argument("--per-ability", type=int, default=100, help="questions per ability at the end (default 100)")
+    parser.add_argument("--evaluation-seed", type=int, default=1, help="of the pictures it is tested on (default 1)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
