@@ -32,11 +32,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None, scale: f
     # CPU is not: there the same three lines by hand take half the time.
     if not (q.requires_grad and q.device.type == "cpu"):
         return fused(q, k, v, seen, scale)
-    scores = q @ k.mT * scale                                               # (B, H, T, S)
+    scores = (q * scale) @ k.mT                             # (B, H, T, S)
     if seen is not None:
         scores = scores.masked_fill(~seen, -torch.inf)
-    at_least_float32 = torch.promote_types(scores.dtype, torch.float32)     # a bfloat16 softmax drifts
-    return scores.softmax(-1, dtype=at_least_float32).type_as(v) @ v
+    return scores.softmax(-1) @ v                           # of bfloat16 scores, too, torch sums in float32
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float) -> Tensor:
@@ -129,9 +128,8 @@ class LatentAttention(nn.Module):
         W_uk, W_uv = self.kv_up.weight.unflatten(0, (self.H, -1)).split([self.N, self.v], dim=1)
         q_latent = torch.einsum("bhtn,hnc->bhtc", q_nope, W_uk)
         scores = (q_latent @ latent.mT + q_rope @ k_rope.mT) * self.scale               # (B, H, T, S)
-        at_least_float32 = torch.promote_types(scores.dtype, torch.float32)             # a bfloat16 softmax drifts
-        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1, dtype=at_least_float32)
-        mean_latent = weights.type_as(latent) @ latent                                  # (B, H, T, C)
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        mean_latent = weights @ latent                                                  # (B, H, T, C)
         return torch.einsum("bhtc,hvc->bhtv", mean_latent, W_uv)
 
     @property

@@ -1,0 +1,108 @@
+"""Pictures of how the model works, drawn by the code that they explain.
+
+Tests    tests/test_figures.py
+
+    python -m minivl2.figures lessons/overview.png        draws the picture at the top of the README
+"""
+
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")       # files, no windows
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, Rectangle
+from PIL import Image
+
+from minivl2 import toyworld
+from minivl2.config import Config
+from minivl2.tiling import cut, grid_of
+
+GLOBAL, LOCAL, NEWLINE, SEPARATOR, TEXT, ANSWER = "#f4a261", "#4d9de0", "#555555", "#d62246", "#e9e4d8", "#3bb273"
+
+
+def overview(sample: toyworld.Sample, config: Config) -> Figure:
+    """From picture to answer: the tiles, the tokens in their order, the decoder. The figure of the paper, on our toy."""
+    picture, question = sample.images[0], min(sample.questions, key=lambda question: len(question.text))
+    grid = grid_of(picture.size, config.candidate_resolutions, config.vision.image_size)
+    figure = plt.figure(figsize=(12.5, 4.4), layout="constrained")
+    parts = figure.subfigures(1, 4, width_ratios=(1.1, 1.3, 1.7, 1.6), wspace=0.02)
+    _show(parts[0].subplots(), picture, f"1  a picture\n{picture.width} x {picture.height} pixels")
+    draw_tiles(parts[1], picture, grid, config)
+    draw_tokens(parts[2].subplots(), grid, config.tokens_per_side)
+    draw_decoder(parts[3].subplots(), question.text, question.answer, config)
+    return figure
+
+
+def draw_tiles(figure: Figure, picture: Image.Image, grid: tuple[int, int], config: Config) -> None:
+    """The global view, and the local tiles with a gap between them."""
+    w, h = grid
+    views = cut(picture, grid, config.vision.image_size, (0.5,) * 3, (0.5,) * 3)
+    views = ((views / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1) * 255).byte().numpy()
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.1 * h))
+    _show(top.subplots(), views[0], "2  seen twice: whole, in one tile ...", GLOBAL)
+    axes = np.atleast_2d(bottom.subplots(h, w, squeeze=False))
+    for axis, tile in zip(axes.flat, views[1:], strict=True):
+        _show(axis, tile, "", LOCAL)
+    bottom.suptitle(f"... and enlarged, in {w} x {h} tiles", fontsize=9)
+
+
+def draw_tokens(axis: Axes, grid: tuple[int, int], side: int) -> None:
+    """Every visual token as a square, in the plane it comes from, with its newlines and the separator."""
+    w, h = grid
+    def rows(top: int, columns: int, count: int, colour: str) -> None:
+        for r in range(count):
+            for c in range(columns + 1):
+                axis.add_patch(Rectangle((c, -top - r), 0.85, 0.85, color=colour if c < columns else NEWLINE))
+    rows(0, side, side, GLOBAL)
+    axis.add_patch(Rectangle((0, -side - 0.6), 0.85, 0.85, color=SEPARATOR))
+    rows(side + 2, side * w, side * h, LOCAL)
+    total = side * (side + 1) + 1 + side * h * (side * w + 1)
+    axis.set_title(f"3  read row by row: {total} visual tokens", fontsize=9)
+    axis.text(1.3, -side - 0.25, "separator", fontsize=7, va="center", color=SEPARATOR)
+    axis.text(side + 1.3, -side / 2 + 0.9, "newlines", fontsize=7, va="center", color=NEWLINE)
+    axis.set(xlim=(-0.5, side * w + 2.5), ylim=(-side * (h + 1) - 2.5, 1.6), aspect="equal")
+    axis.axis("off")
+
+
+def draw_decoder(axis: Axes, question: str, answer: str, config: Config) -> None:
+    """Question and answer around the layers of the decoder."""
+    lang = config.language
+
+    def box(y: float, height: float, text: str, colour: str, x: float = 0.05, width: float = 0.9) -> None:
+        axis.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0.012", facecolor=colour, edgecolor="none"))
+        axis.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=8, parse_math=False)
+
+    kind = "latent" if lang.use_mla else "multi-head"
+    box(0.86, 0.09, answer, ANSWER)
+    box(0.66, 0.13, f"experts: {lang.n_shared_experts} for every token,\n"
+        f"{lang.num_experts_per_tok} of {lang.n_routed_experts} chosen by a gate", "#d9c8f5", 0.12, 0.76)
+    box(0.46, 0.13, f"{kind} attention:\n{lang.kv_lora_rank} + {lang.qk_rope_head_dim} numbers a token remembered",
+        "#c8e0f5", 0.12, 0.76)
+    axis.add_patch(FancyBboxPatch((0.05, 0.43), 0.9, 0.39, boxstyle="round,pad=0.012", fill=False, edgecolor="grey"))
+    axis.text(0.945, 0.8, f"x {lang.num_hidden_layers}", fontsize=8, ha="right", va="top", color="grey")
+    box(0.25, 0.09, "visual tokens", LOCAL, 0.05, 0.26)
+    box(0.25, 0.09, question, TEXT, 0.36, 0.59)
+    for y in (0.36, 0.60, 0.80):
+        axis.annotate("", (0.5, y + 0.055), (0.5, y), arrowprops={"arrowstyle": "->", "color": "grey"})
+    axis.set_title("4  read together with the question", fontsize=9)
+    axis.set(xlim=(0, 1), ylim=(0.15, 1))
+    axis.axis("off")
+
+
+def _show(axis: Axes, picture, title: str, frame: str | None = None) -> None:
+    axis.imshow(picture, interpolation="nearest")
+    axis.set_title(title, fontsize=9)
+    axis.set(xticks=[], yticks=[])
+    for spine in axis.spines.values():
+        spine.set(visible=frame is not None, color=frame, linewidth=2.5)
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    overview(toyworld.draw("overview 3", "scenes", (2, 2)), Config.named("toy")).savefig(target, dpi=110)
+    print(target)

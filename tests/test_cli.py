@@ -1,0 +1,128 @@
+"""The command line, as a stranger types it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from minivl2 import cli
+from minivl2.grounding import Box
+
+GOLDEN = "tests/goldens/mla"
+PICTURE = f"{GOLDEN}/one_image_0.png"
+
+
+def run(capsys, *arguments):
+    status = cli.main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_the_module_runs_as_a_program():
+    done = subprocess.run([sys.executable, "-m", "minivl2", "inspect", "tiny"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "3.3705 B" in done.stdout and "0.9947 B" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["ask", "inspect", "verify", "eval", "download"])
+def test_every_command_explains_itself_with_an_example(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0 and f"minivl2 {command}" in out.split("Example:")[1]
+
+
+def test_ask_prints_what_the_reference_answers(capsys):
+    """The golden question; the answer is what `generate` gives, which test_goldens compares with the reference."""
+    import minivl2
+    question = "<|ref|>The giraffe at the back.<|/ref|>."
+    status, out, _ = run(capsys, "ask", PICTURE, question, "--weights", GOLDEN, "--max-new-tokens", 8)
+    model, processor = minivl2.load(GOLDEN)
+    batch = processor([{"role": "user", "content": f"<image>\n{question}"}], [PICTURE])
+    wanted = processor.decode(minivl2.generate(model, batch, 8)[0].tolist())
+    assert status == 0 and out.rstrip("\n") == wanted
+
+
+def test_ask_draws_the_boxes_of_the_answer(capsys, monkeypatch, tmp_path):
+    answer = ["<|ref|>it<|/ref|>", "<|det|>[[0, 0, 500, 500]]<|/det|>"]
+    monkeypatch.setattr(cli, "stream", lambda *args, **options: iter(answer))
+    target = tmp_path / "found.png"
+    status, out, err = run(capsys, "ask", PICTURE, "where?", "--weights", GOLDEN, "--output", target)
+    assert status == 0 and out == "".join(answer) + "\n" and "1 box drawn" in err
+    drawn, plain = Image.open(target), Image.open(PICTURE).convert("RGB")
+    assert drawn.size == plain.size
+    x, y, *_ = Box("it", 0, 0, 500, 500).pixels(plain.size)
+    assert drawn.getpixel((x, y + 30)) != plain.getpixel((x, y + 30))       # the left side of the box
+
+
+def test_images_can_be_placed_in_the_question(capsys, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(cli, "stream", lambda m, p, messages, images, *a, **o: asked.update(text=messages[0]["content"]) or [])
+    run(capsys, "ask", PICTURE, PICTURE, "is <image> like <image>?", "--weights", GOLDEN)
+    assert asked["text"] == "is <image> like <image>?"
+    run(capsys, "ask", PICTURE, PICTURE, "are they alike?", "--weights", GOLDEN)
+    assert asked["text"] == "<image>\n<image>\nare they alike?"
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (("ask", "nowhere.png", "what?", "--weights", GOLDEN), "nowhere.png does not exist"),
+    (("ask", "Makefile", "what?", "--weights", GOLDEN), "not an image"),
+    (("ask", "what?", "--weights", "nowhere"), "not a folder"),
+    (("ask", PICTURE, "<image> and <image>?", "--weights", GOLDEN), "2 <image>, but 1 images"),
+    (("inspect", "nowhere"), "does not exist"),
+    (("verify", "tests"), "no config.json"),
+    (("ask", "what?", "--weights", GOLDEN, "--temperature", "-1"), "temperature cannot be -1"),
+])
+def test_a_mistake_gets_one_clear_line(capsys, arguments, words):
+    status, out, err = run(capsys, *arguments)
+    assert status == 1 and out.strip() == ""
+    assert words in err and len(err.strip().splitlines()) == 1 and "Traceback" not in err
+
+
+def test_verify_says_that_a_checkpoint_is_whole(capsys):
+    status, out, _ = run(capsys, "verify", GOLDEN)
+    assert status == 0 and "is whole" in out
+
+
+def test_download_without_a_network_says_what_to_do_by_hand(capsys, monkeypatch, tmp_path):
+    """Whether or not the hub client is installed; the network is taken away."""
+    import socket
+
+    def no_network(*args, **kwargs):
+        raise OSError("Name or service not known")
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    status, _, err = run(capsys, "download", "tiny", "--to", tmp_path / "tiny")
+    assert status == 1 and "By hand: put config.json" in err and len(err.strip().splitlines()) == 1
+
+
+def test_download_without_the_hub_client_says_how_to_get_it(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)       # makes its import fail
+    status, _, err = run(capsys, "download", "tiny", "--to", tmp_path / "tiny")
+    assert status == 1 and "pip install 'minivl2[download]'" in err and "By hand" in err
+
+
+def test_download_fetches_only_what_is_needed(capsys, monkeypatch, tmp_path):
+    hub = pytest.importorskip("huggingface_hub", reason="the hub client is an optional dependency")
+    asked = {}
+    monkeypatch.setattr(hub, "snapshot_download", lambda repository, **options: asked.update(options, repository=repository))
+    status, out, _ = run(capsys, "download", "tiny", "--to", tmp_path)
+    assert status == 0 and "minivl2 verify" in out
+    assert asked["repository"] == "deepseek-ai/deepseek-vl2-tiny" and asked["local_dir"] == tmp_path
+    assert set(asked["allow_patterns"]) == {"*.json", "*.safetensors"}      # never code, never pickles
+
+
+def test_without_weights_the_message_says_what_to_do(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cli, "HOUSE", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run(capsys, "ask", "what?")
+    assert status == 1 and "make train" in err
+
+
+def test_eval_prints_scores_as_its_last_line(capsys, monkeypatch):
+    from minivl2.training import evaluation
+    monkeypatch.setattr(evaluation, "LONGEST_ANSWER", 4)
+    status, out, _ = run(capsys, "eval", GOLDEN, "--kinds", "scenes", "--per-task", 2, "--json")
+    result = json.loads(out.splitlines()[-1])
+    assert status == 0 and set(result) == {"scores", "guess", "n", "mean_iou", "iou_50"}
+    assert result["n"]["count"] == 2 and 0 <= result["scores"]["count"] <= 1

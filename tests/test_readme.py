@@ -1,0 +1,86 @@
+"""What the README says is true: its commands, its tree, its numbers."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from minivl2 import Config, cli, cost
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.S)
+COMMANDS = [line.split("  #")[0].strip() for kind, block in BLOCKS if not kind for line in block.splitlines()
+            if line.startswith((".venv", "make", "python3"))]
+
+
+def test_make_has_the_targets_that_are_promised():
+    promised = {command.split()[1] for command in COMMANDS if command.startswith("make")}
+    assert promised == {"train", "test"}
+    for target in promised:
+        assert re.search(rf"^{target}:", MAKEFILE, re.M)
+
+
+def test_the_plain_commands_are_those_that_make_runs():
+    recipes = MAKEFILE.replace("$(BIN)", ".venv/bin").replace("$(PYTHON)", "python3").replace("$(MINUTES)", "10")
+    recipes = recipes.replace(" --quiet", "")
+    for command in COMMANDS:
+        if not command.startswith((".venv/bin/minivl2", "make")):
+            assert command in recipes, command
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(".venv/bin/minivl2")])
+def test_every_minivl2_command_is_one_the_program_understands(command):
+    options = cli._parser().parse_args(shlex.split(command)[1:])
+    assert callable(options.command)
+
+
+def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
+    example = next(block for kind, block in BLOCKS if kind == "python")
+    monkeypatch.chdir(ROOT)
+    example = example.replace("runs/toy/model", "tests/goldens/mla").replace("picture.png", "tests/goldens/mla/tall_0.png")
+    exec(example.replace('["tests', 'max_new_tokens=4, images=["tests'), {})    # ours, and short: the model is untrained
+    assert capsys.readouterr().out
+
+
+def test_the_tree_names_every_module_and_nothing_else():
+    tree = next(block for _, block in BLOCKS if block.startswith("minivl2/"))
+    named = set(re.findall(r"^    (\w+(?:\.py|/))", tree, re.M))
+    there = {p.name + "/" * p.is_dir() for p in (ROOT / "minivl2").iterdir() if not p.name.startswith((".", "__"))}
+    assert named == there
+    for top in re.findall(r"^(\w+(?:/|\.py))", tree, re.M):
+        assert (ROOT / top).exists(), top
+
+
+def test_the_table_of_models_is_what_inspect_says():
+    for column, name in enumerate(("tiny", "small", "base"), start=1):
+        config = Config.named(name)
+        parts = cost.parts(config)
+        lang = config.language
+
+        def cell(row, column=column):
+            line = next(line for line in README.splitlines() if line.startswith(f"| {row} |"))
+            return line.split("|")[column + 1].strip()
+        total = sum(p.total for p in parts)
+        assert cell("parameters") == cost.readable(total)
+        assert cell("activated per token") == cost.readable(sum(p.activated for p in parts))
+        assert cell("attention") == ("latent" if lang.use_mla else "multi-head")
+        assert cell("cache, numbers per token and layer") == f"{cost.cache_numbers(lang):,}"
+        assert cell("weights in bfloat16") == cost.human(2 * total)
+        routed = f"{lang.n_routed_experts} / {lang.num_experts_per_tok} / {lang.n_shared_experts}"
+        assert cell("experts: routed / chosen / shared") == routed
+
+
+def test_its_links_and_pictures_are_there():
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert target.startswith("https://arxiv.org/") or (ROOT / target).exists(), target
+
+
+def test_every_module_names_its_test_file_and_it_exists():
+    for module in (ROOT / "minivl2").glob("[a-z]*.py"):
+        named = re.findall(r"tests/test_\w+\.py", module.read_text(encoding="utf-8").split('"""')[1])
+        assert named, module.name
+        for test in named:
+            assert (ROOT / test).exists(), f"{module.name} names {test}"

@@ -1,0 +1,311 @@
+"""Training: what is shown when, how it steps, how it is saved, and how it is scored."""
+
+import dataclasses
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import minivl2
+from minivl2 import toyworld
+from minivl2.config import Config, ProjectorConfig, VisionConfig
+from minivl2.processor import Processor, ProcessorConfig
+from minivl2.toyworld import Question
+from minivl2.training import curriculum, evaluation, loop, optimizers, report
+from minivl2.training.evaluation import Answered
+from minivl2.training.tokenizer import train_tokenizer
+
+SENTENCES = [turn["content"] for i in range(300) for turn in toyworld.draw(i).conversation()]
+
+
+def small_config(**changes) -> Config:
+    """The toy, smaller still."""
+    toy = Config.named("toy")
+    language = dataclasses.replace(
+        toy.language, hidden_size=32, intermediate_size=48, num_hidden_layers=2, kv_lora_rank=12, qk_nope_head_dim=8,
+        qk_rope_head_dim=4, v_head_dim=8, moe_intermediate_size=16, n_routed_experts=4, **changes)
+    return dataclasses.replace(
+        toy, vision=VisionConfig(image_size=56, patch_size=8, width=32, layers=1, heads=2, mlp_ratio=2.0),
+        projector=ProjectorConfig(input_dim=32, n_embed=32), language=language)
+
+
+def make(steps=6, dtype="float32", seed=0, **changes) -> loop.Trainer:
+    torch.manual_seed(seed)
+    config = small_config(**changes)
+    processor = Processor(train_tokenizer(SENTENCES, config.language.vocab_size), ProcessorConfig.of(config))
+    return loop.Trainer(minivl2.build(config), processor, loop.Plan(steps=steps, batch=3, dtype=dtype))
+
+
+def weights(trainer) -> dict[str, torch.Tensor]:
+    return {name: t.clone() for name, t in trainer.model.state_dict().items()}
+
+
+def assert_same(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+# the tokenizer
+
+
+def test_the_tokenizer_is_the_same_each_time_and_loses_nothing():
+    first, second = (train_tokenizer(SENTENCES, 512) for _ in range(2))
+    assert first.to_str() == second.to_str()
+    for text in SENTENCES[:100] + ["Grüße, 12 K7Q!"]:
+        assert first.decode(first.encode(text).ids, skip_special_tokens=False) == text
+
+
+def test_digits_and_capitals_stay_single():
+    tokenizer = train_tokenizer([*SENTENCES, "4711 KLM"] * 5, 512)
+    assert [tokenizer.decode([i]) for i in tokenizer.encode("4711KLM").ids] == list("4711KLM")
+
+
+# the curriculum
+
+
+def test_a_batch_is_fixed_by_seed_and_step_alone():
+    trainer = make()
+    one, again, other = (trainer.plan.batch_at(step, trainer.processor) for step in (3, 3, 4))
+    assert torch.equal(one.input_ids, again.input_ids) and torch.equal(one.tiles, again.tiles)
+    assert one.input_ids.shape != other.input_ids.shape or not torch.equal(one.input_ids, other.input_ids)
+
+
+def test_a_batch_holds_pictures_of_one_grid_only():
+    for step in range(20):
+        grids = {sample.grid for sample in curriculum.pictures(0, step, curriculum.CURRICULUM[-1], 4)}
+        assert len(grids) == 1
+
+
+def test_stages_follow_each_other():
+    stages = (curriculum.Stage(0.5, {"scenes": 1}, ((1, 1),)), curriculum.Stage(1.0, {"text": 1}, ((2, 1),)))
+    seen = [curriculum.stage_at(p, stages) for p in (0.0, 0.49, 0.5, 0.99, 1.0)]
+    assert seen == [stages[0], stages[0], stages[1], stages[1], stages[1]]
+    assert curriculum.CURRICULUM[-1].until == 1.0
+
+
+def test_captions_come_last_because_they_give_the_rest_away():
+    rng = random.Random(0)
+    for i in range(50):
+        asked = curriculum.conversation(toyworld.draw(i, "scenes"), rng)[0::2]
+        about_captions = ["name everything" in t["content"] or "describe" in t["content"] for t in asked]
+        assert about_captions == sorted(about_captions)
+
+
+# a step
+
+
+def test_every_parameter_is_stepped_by_exactly_one_optimizer():
+    trainer = make()
+    held = [p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]]
+    assert len(held) == len(set(held)) and set(held) == set(trainer.model.parameters())
+
+
+def test_the_rate_rises_then_falls():
+    values = [optimizers.rate(i / 100) for i in range(101)]
+    top = values.index(max(values))
+    assert values[0] == 0 and max(values) == pytest.approx(1, abs=1e-3) and values[-1] == pytest.approx(optimizers.LOWEST)
+    assert values[: top + 1] == sorted(values[: top + 1]) and values[top:] == sorted(values[top:], reverse=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_it_learns_a_few_pictures_by_heart(dtype):
+    """If this fails, the whole training can only fail: the first thing to try with any model."""
+    trainer = make(steps=120, dtype=dtype)
+    batch = trainer.plan.batch_at(0, trainer.processor)
+    losses = [trainer.train_step(batch)["loss"] for _ in range(120)]
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_in_bfloat16_the_weights_themselves_stay_float32():
+    trainer = make(dtype="bfloat16")
+    trainer.train_step(trainer.plan.batch_at(0, trainer.processor))
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+    assert {p.dtype for p in trainer.working.parameters()} == {torch.bfloat16}
+    for own, worked in zip(trainer.model.parameters(), trainer.working.parameters(), strict=True):
+        assert torch.equal(own.bfloat16(), worked)
+
+
+def test_the_correction_bias_moves_by_its_step_toward_balance():
+    trainer = make(topk_method="noaux_tc", scoring_func="sigmoid")
+    gate = trainer.model.decoder.layers[1].mlp.gate
+    before = gate.bias.clone()
+    batch = trainer.plan.batch_at(0, trainer.processor)
+    experts = trainer.model.loss(batch).routings[0].experts
+    trainer.train_step(batch)
+    load = experts.flatten().bincount(minlength=4).float()
+    torch.testing.assert_close(gate.bias - before, 0.001 * (load.mean() - load).sign())
+
+
+def test_a_loss_that_is_not_a_number_stops_and_names_the_batch():
+    trainer = make()
+    with torch.no_grad():
+        trainer.model.decoder.head.weight.fill_(float("nan"))
+    with pytest.raises(loop.TrainingError, match=r"step 0 \(seed 0\)"):
+        trainer.train_step(trainer.plan.batch_at(0, trainer.processor))
+
+
+# saving and resuming
+
+
+def run_to(trainer, step):
+    while trainer.step < step:
+        trainer.train_step(trainer.plan.batch_at(trainer.step, trainer.processor))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(tmp_path, dtype):
+    undisturbed = make(dtype=dtype)
+    run_to(undisturbed, 6)
+    killed = make(dtype=dtype)
+    run_to(killed, 3)
+    killed.save(tmp_path)
+    (tmp_path / "plan.json").write_text(json.dumps({"plan": dataclasses.asdict(killed.plan)}))
+    resumed = loop.Trainer.resume(tmp_path)
+    assert resumed.step == 3
+    run_to(resumed, 6)
+    assert_same(weights(undisturbed), weights(resumed))
+
+
+def test_a_checkpoint_is_in_the_published_layout(tmp_path):
+    trainer = make()
+    run_to(trainer, 1)
+    trainer.save(tmp_path)
+    model, processor = minivl2.load(tmp_path / "step-000001")
+    assert_same(dict(model.state_dict()), weights(trainer))
+    assert minivl2.verify(tmp_path / "step-000001") == []
+    assert processor.tokenizer.to_str() == trainer.processor.tokenizer.to_str()
+
+
+def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    trainer = make()
+    run_to(trainer, 1)
+    trainer.save(tmp_path)
+    run_to(trainer, 2)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(loop, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        trainer.save(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
+    assert loop.checkpoints(tmp_path) == [tmp_path / "step-000001"]
+
+
+def test_a_run_logs_and_keeps_only_the_newest_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_EVERY", 2)
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0)
+    trainer = make()
+    loop.run_all(trainer, tmp_path)
+    lines = loop.read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert all(line["load"] >= 1 and line["loss"] > 0 for line in lines)
+    assert [p.name for p in loop.checkpoints(tmp_path)] == ["step-000006"]
+    assert json.loads((tmp_path / "plan.json").read_text())["ran_on"]["torch"] == torch.__version__
+    assert loop.read_metrics(tmp_path, up_to=4) == lines[:2]
+
+
+def test_there_is_nothing_to_resume_in_an_empty_folder(tmp_path):
+    with pytest.raises(loop.TrainingError, match="no checkpoint to resume"):
+        loop.Trainer.resume(tmp_path)
+
+
+# scores
+
+
+def answered(wanted: str, given: str, ability="box") -> Answered:
+    return Answered(toyworld.draw(0, "grounding"), Question(ability, "?", wanted, 0.25), given)
+
+
+ONE_BOX = "<|ref|>it<|/ref|><|det|>[[100, 100, 200, 200]]<|/det|>"
+
+
+@pytest.mark.parametrize("given, right, overlap", [
+    (ONE_BOX, True, 1.0),
+    (ONE_BOX.replace("100, 100, 200", "120, 100, 200"), True, 0.8),
+    (ONE_BOX.replace("100, 100, 200", "160, 100, 200"), False, 0.4),
+    (ONE_BOX.replace("it<", "that<"), False, 1.0),
+    (ONE_BOX.replace("]]", "], [0, 0, 9, 9]]"), False, 0.5),
+    ("none", False, 0.0),
+])
+def test_a_box_is_right_when_it_overlaps_by_more_than_half(given, right, overlap):
+    one = answered(ONE_BOX, given)
+    assert one.right is right and one.overlap == pytest.approx(overlap)
+
+
+def test_where_no_box_is_asked_for_only_the_same_text_is_right():
+    assert answered("none", "none").right and not answered("none", ONE_BOX).right and answered("none", "x").overlap is None
+
+
+def test_scores_stand_beside_the_guess():
+    result = evaluation.scores([answered("3", "3", "count"), answered("3", "4", "count"), answered(ONE_BOX, ONE_BOX)])
+    assert result == {"scores": {"count": 0.5, "box": 1.0}, "guess": {"count": 0.25, "box": 0.25},
+                      "n": {"count": 2, "box": 1}, "mean_iou": 1.0, "iou_50": 1.0}
+    assert "50%" in evaluation.table(result)
+
+
+def test_it_is_never_tested_on_a_picture_it_was_trained_on():
+    asked = evaluation.questions(seed=0, per_ability=5, kinds=("scenes",))
+    tested = {sample.images[0].tobytes() for sample, _ in asked}
+    trained = {s.images[0].tobytes() for step in range(100) for s in curriculum.pictures(0, step, curriculum.CURRICULUM[0], 8)}
+    assert len(tested) > 5 and not tested & trained
+
+
+def test_each_question_is_asked_alone():
+    """A caption earlier in the conversation would give the count away."""
+    trainer = make()
+    seen = []
+    original = trainer.processor.__class__.__call__
+    asked = evaluation.questions(seed=3, per_ability=2, kinds=("scenes",))
+
+    class Watched(Processor):
+        def __call__(self, messages, *args, **kwargs):
+            seen.append(messages)
+            return original(self, messages, *args, **kwargs)
+    watched = Watched(trainer.processor.tokenizer, trainer.processor.config)
+    evaluation.LONGEST_ANSWER, kept = 2, evaluation.LONGEST_ANSWER
+    try:
+        results = evaluation.answer_all(trainer.model.eval(), watched, asked)
+    finally:
+        evaluation.LONGEST_ANSWER = kept
+    assert len(results) == len(asked) == len(seen)
+    assert all(len(messages) == 1 and messages[0]["role"] == "user" for messages in seen)
+
+
+# the report
+
+
+def test_the_report_draws_curves_and_a_sheet(tmp_path):
+    metrics = [{"step": i, "loss": 5 / (i + 1), "load": 1.5} for i in range(20)]
+    report.draw_curves(metrics, tmp_path / "curves.png")
+    report.draw_sheet([answered(ONE_BOX, ONE_BOX), answered("3", "$4 <b>", "count")], tmp_path / "sheet.png")
+    assert (tmp_path / "curves.png").stat().st_size > 5000 and (tmp_path / "sheet.png").stat().st_size > 5000
+
+
+def test_smoothing_keeps_a_constant_and_starts_at_the_first_value():
+    assert report.smooth([2.0] * 5) == pytest.approx([2.0] * 5)
+    assert report.smooth([4.0, 0.0])[0] == 4.0
+
+
+# the script
+
+
+def test_the_script_trains_saves_scores_and_resumes(tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "train_tiny.py", "--steps", "3", "--batch", "2", "--per-ability", "1", "--run", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "On pictures it has never seen" in done.stdout
+    for name in ("curves.png", "sheet.png", "scores.json", "plan.json", "metrics.jsonl", "model/config.json"):
+        assert (run / name).exists(), name
+    assert minivl2.verify(run / "model") == []
+    first = load_file(run / "model" / "model.safetensors")
+
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "at step 3 of 3" in done.stdout
+    again = load_file(run / "model" / "model.safetensors")
+    assert all(torch.equal(first[name], again[name]) for name in first)
