@@ -19,7 +19,7 @@ COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9
 # An optional label, then a list of boxes that ends with its end tag, at the next tag, or where the text breaks off.
 _ANSWER = re.compile(r"(?:<\|ref\|>(?P<label>[^<]*)(?:<\|/ref\|>)?\s*)?<\|det\|>(?P<boxes>[^<]*)")
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
-_NUMBER = re.compile(r"-?\d{1,6}(?:\.\d{1,6})?(?![\d.])", re.ASCII)
+_NUMBER = re.compile(r"-?\d{1,6}(?:\.\d{1,6})?", re.ASCII)
 
 
 class Box(NamedTuple):
@@ -45,9 +45,10 @@ def parse(text: str) -> list[Box]:
     found = []
     for answer in _ANSWER.finditer(text):
         for brackets in _BRACKETS.findall(answer["boxes"]):
-            numbers = [float(n) for n in _NUMBER.findall(brackets)]
-            if not numbers or len(numbers) % 4 or len(numbers) != brackets.count(",") + 1:
+            parts = [part.strip() for part in brackets.split(",")]
+            if len(parts) % 4 or not all(_NUMBER.fullmatch(part) for part in parts):
                 continue
+            numbers = [float(part) for part in parts]
             for i in range(0, len(numbers), 4):
                 x1, y1, x2, y2 = (round(min(max(n, 0), LARGEST)) for n in numbers[i : i + 4])
                 label = (answer["label"] or "").strip()
