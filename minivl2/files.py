@@ -25,10 +25,11 @@ def written_whole(folder: str | Path) -> Iterator[Path]:
     try:
         yield staged
         for file in staged.iterdir():
+            file.chmod(0o644)                   # some writers, and mkdtemp, keep what they make to the owner
             with open(file, "rb") as written:
                 os.fsync(written.fileno())      # a rename can reach the disk before the bytes do
         if not folder.exists():
-            staged.chmod(0o755)                 # mkdtemp makes it private
+            staged.chmod(0o755)
             os.rename(staged, folder)
             return
         for file in sorted(staged.iterdir()):

@@ -13,8 +13,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -94,21 +93,23 @@ def load(
     config, processor = _read_small_files(folder)
     with torch.device("meta"):
         model = build(config)
-    with Tensors(folder) as tensors:
-        problems = mismatches(published_names(model), tensors.shapes())
-        if problems:
-            raise CheckpointError(_report(folder, problems))
-        ours = {published_name(name): name for name in model.state_dict()}
-        state = {}
-        for name, tensor in tqdm(tensors, total=len(tensors), desc=f"loading {folder.name}", delay=2, leave=False):
-            if not tensor.is_floating_point():
-                raise CheckpointError(f"{folder}: {name} holds {tensor.dtype}; weights are floating-point numbers")
-            if name.startswith(UNUSED):
-                model.unused[name] = tensor
-            elif name.endswith("e_score_correction_bias"):      # steps of 0.001 are lost in bfloat16
-                state[ours[name]] = tensor.to(device, torch.promote_types(dtype, torch.float32))
-            else:
-                state[ours[name]] = tensor.to(device, dtype)
+    files = _weight_files(folder)
+    shapes = read_shapes(files)
+    problems = mismatches(published_names(model), shapes)
+    if problems:
+        raise CheckpointError(_report(folder, problems))
+    ours = {published_name(name): name for name in model.state_dict()}
+    state = {}
+    bar = tqdm(read_tensors(files), total=len(shapes), desc=f"loading {folder.name}", delay=2, mininterval=0.5, leave=False)
+    for name, tensor in bar:
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{folder}: {name} holds {tensor.dtype}; weights are floating-point numbers")
+        if name.startswith(UNUSED):
+            model.unused[name] = tensor
+        elif name.endswith("e_score_correction_bias"):          # steps of 0.001 are lost in bfloat16
+            state[ours[name]] = tensor.to(device, torch.promote_types(dtype, torch.float32))
+        else:
+            state[ours[name]] = tensor.to(device, dtype)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval(), processor
 
@@ -153,12 +154,14 @@ def verify(path: str | Path) -> list[str]:
     config, _ = _read_small_files(folder)
     with torch.device("meta"):
         model = build(config)
-    with Tensors(folder) as tensors:
-        problems = mismatches(published_names(model), tensors.shapes())
-        for name, tensor in tqdm(tensors, total=len(tensors), desc="reading every number", leave=False):
-            bad = tensor.numel() - int(tensor.isfinite().sum())
-            if bad:
-                problems.append(f"{name}: {bad} of {tensor.numel()} numbers are infinite or not a number")
+    files = _weight_files(folder)
+    shapes = read_shapes(files)
+    problems = mismatches(published_names(model), shapes)
+    bar = tqdm(read_tensors(files), total=len(shapes), desc="reading every number", mininterval=0.5, leave=False)
+    for name, tensor in bar:
+        bad = tensor.numel() - int(tensor.isfinite().sum())
+        if bad:
+            problems.append(f"{name}: {bad} of {tensor.numel()} numbers are infinite or not a number")
     return problems
 
 
@@ -179,38 +182,31 @@ def mismatches(wanted: dict[str, tuple[int, ...]], got: dict[str, tuple[int, ...
     return problems
 
 
-class Tensors:
-    """All tensors of a folder's safetensors files, memory-mapped. Use as a context manager; iterate for (name, tensor)."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.open_files = ExitStack()
-        self.file_of = {}
-        for file in _weight_files(folder):
-            try:
-                handle = self.open_files.enter_context(safe_open(file, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{file} is damaged or cut short ({error}). Fetch it again.") from None
+def read_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors, from the files' headers."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with _opened(file) as handle:
             for name in handle.keys():      # noqa: SIM118  (the handle is not a dictionary)
-                if name in self.file_of:
-                    raise CheckpointError(f"{folder}: {name} is in two files")
-                self.file_of[name] = handle
+                if name in shapes:
+                    raise CheckpointError(f"{file.parent}: {name} is in two files")
+                shapes[name] = tuple(handle.get_slice(name).get_shape())
+    return shapes
 
-    def __enter__(self) -> Tensors:
-        return self
 
-    def __exit__(self, *error) -> None:
-        self.open_files.close()
+def read_tensors(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
+    """All tensors, memory-mapped: a file's pages are let go when none of its tensors is in use any more."""
+    for file in files:
+        with _opened(file) as handle:
+            for name in handle.keys():      # noqa: SIM118
+                yield name, handle.get_tensor(name)
 
-    def __len__(self) -> int:
-        return len(self.file_of)
 
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for name, handle in self.file_of.items():
-            yield name, handle.get_tensor(name)
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(handle.get_slice(name).get_shape()) for name, handle in self.file_of.items()}
+def _opened(file: Path) -> safe_open:
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is damaged or cut short ({error}). Fetch it again.") from None
 
 
 def _weight_files(folder: Path) -> list[Path]:
