@@ -7,6 +7,7 @@ before the next one pulls elsewhere. So it begins with large plain things on sin
 need more tiles, and to letters. A batch holds pictures of one tile grid, so that nothing is padded in vain.
 """
 
+import itertools
 import random
 from dataclasses import dataclass
 
@@ -24,11 +25,14 @@ class Stage:
     until: float
     kinds: dict[str, float]         # how often, relative to each other
     grids: tuple[Grid, ...]
+    things: int = 6                 # at most so many in a scene
 
 
 CURRICULUM = (
-    Stage(0.45, {"scenes": 2, "grounding": 1}, ((1, 1),)),
-    Stage(1.00, {"scenes": 2, "grounding": 2, "text": 3}, ((1, 1), (2, 1), (1, 2), (2, 2))),
+    Stage(0.15, {"scenes": 2, "grounding": 1}, ((1, 1),), things=1),
+    Stage(0.30, {"scenes": 2, "grounding": 1}, ((1, 1),), things=3),
+    Stage(0.70, {"scenes": 2, "grounding": 1}, ((1, 1),)),
+    Stage(1.00, {"scenes": 2, "grounding": 2, "text": 2}, ((1, 1), (2, 1), (1, 2))),
 )
 QUESTIONS = 6       # about one picture, in one conversation: seeing costs more than asking
 ROOM = 300          # characters for them and their answers: one endless caption would pad the whole batch
@@ -46,7 +50,15 @@ def pictures(seed: int, step: int, stage: Stage, size: int) -> list[toyworld.Sam
     grid = rng.choice(stage.grids)
     kinds = [kind for kind in stage.kinds if grid in toyworld.GRIDS[kind]]
     chosen = rng.choices(kinds, [stage.kinds[kind] for kind in kinds], k=size)
-    return [toyworld.draw(f"train {seed} {step} {i}", kind, grid) for i, kind in enumerate(chosen)]
+    return [picture(f"train {seed} {step} {i}", kind, grid, stage.things) for i, kind in enumerate(chosen)]
+
+
+def picture(seed: str, kind: str, grid: Grid, things: int) -> toyworld.Sample:
+    """The first picture from this seed on that does not show too many things."""
+    for attempt in itertools.count():
+        sample = toyworld.draw(f"{seed} {attempt}", kind, grid)
+        if len(getattr(sample.facts, "things", ())) <= things:
+            return sample
 
 
 def conversation(sample: toyworld.Sample, rng: random.Random) -> list[dict]:
