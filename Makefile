@@ -5,11 +5,12 @@
 
 PYTHON ?= python3
 MINUTES ?= 10
+PROCESSES ?= 2
 BIN := .venv/bin
 
 .PHONY: train test lint clean
 train: .venv/ready
-	$(BIN)/python train_tiny.py --minutes $(MINUTES)
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) train_tiny.py --minutes $(MINUTES)
 
 test: .venv/ready-for-tests
 	$(BIN)/python -m pytest -n 2

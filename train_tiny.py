@@ -3,6 +3,8 @@
     python train_tiny.py                        ten minutes on two laptop cores, then it answers questions
     python train_tiny.py --minutes 60           longer is better
     python train_tiny.py --resume               go on with a run that was interrupted
+    torchrun --standalone --nproc-per-node 2 train_tiny.py
+                                                two processes: half as fast again (this is what make train does)
 
 You will see one progress bar, then a table of what it learned, each ability beside a blind guess, and a few answers.
 The folder runs/toy then holds model/ (a checkpoint in the published layout: `minivl2 ask` reads it), curves.png,
@@ -12,6 +14,7 @@ sheet.png (pictures, questions, answers), scores.json, metrics.jsonl and plan.js
 import argparse
 import itertools
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -19,20 +22,31 @@ import torch
 import minivl2
 from minivl2 import toyworld
 from minivl2.processor import Processor, ProcessorConfig
-from minivl2.training import evaluation, loop, report
+from minivl2.training import evaluation, loop, report, team
 from minivl2.training.curriculum import CURRICULUM
 from minivl2.training.tokenizer import train_tokenizer
 
 
 def main() -> None:
     options = read_options()
-    run: Path = options.run
-    if options.resume:
-        trainer = loop.Trainer.resume(run)
-        print(f"resuming {run} at step {trainer.step} of {trainer.plan.steps}")
-    else:
-        trainer = start(options)
+    run: Path = options.out
+    team.join()
+    trainer = loop.Trainer.resume(run) if options.resume else start(options)
+    if team.rank() == 0:
+        parameters = sum(p.numel() for p in trainer.model.parameters())
+        print(f"{parameters / 1e6:.1f} M parameters, {trainer.plan.steps} steps of {trainer.plan.batch} pictures, "
+              f"{trainer.plan.dtype}" + (f", resumed at step {trainer.step}" if options.resume else ""))
     loop.run_all(trainer, run)
+    first = team.rank() == 0
+    team.leave()
+    if first:
+        show(trainer, options)
+
+
+def show(trainer: loop.Trainer, options: argparse.Namespace) -> None:
+    """What was learned: files, scores, answers."""
+    run: Path = options.out
+    torch.set_num_threads(os.cpu_count() or 1)      # the others are gone
 
     model, processor = trainer.model.eval(), trainer.processor
     minivl2.save(model, processor, run / "model")
@@ -54,20 +68,16 @@ def main() -> None:
 
 def start(options: argparse.Namespace) -> loop.Trainer:
     """A fresh model and its tokenizer, and a plan that fits the time."""
-    if options.run.exists():
-        print(f"an earlier run is kept as {move_aside(options.run)}")
+    if team.rank() == 0 and options.out.exists():
+        print(f"an earlier run is kept as {move_aside(options.out)}")
     torch.manual_seed(options.seed)
     config = minivl2.Config.named("toy")
     sentences = (turn["content"] for i in range(3000) for turn in toyworld.draw(i).conversation())
     tokenizer = train_tokenizer(sentences, config.language.vocab_size)
     processor = Processor(tokenizer, ProcessorConfig.of(config))
     model = minivl2.build(config)
-    parameters = sum(p.numel() for p in model.parameters())
-    plan = loop.Plan(steps=options.steps or 1, seed=options.seed, batch=options.batch)
-    if options.steps is None:
-        print("measuring how fast this machine is ...", end=" ", flush=True)
-        plan = loop.steps_in(options.minutes, model, processor, plan)
-    print(f"{parameters / 1e6:.1f} M parameters, {plan.steps} steps of {plan.batch} pictures, {plan.dtype}")
+    plan = loop.Plan(options.steps or 0, options.seed, options.batch, options.dtype or "")
+    plan = loop.measured(plan, options.minutes, model, processor)
     return loop.Trainer(model, processor, plan)
 
 
@@ -81,9 +91,10 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10, help="how long to train, before the evaluation (default 10)")
     parser.add_argument("--steps", type=int, help="train so many steps instead, however long they take")
+    parser.add_argument("--dtype", choices=loop.DTYPES, help="to compute in (default: the faster one here, measured)")
     parser.add_argument("--batch", type=int, default=16, help="pictures per step (default 16)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the pictures (default 0)")
-    parser.add_argument("--run", type=Path, default=Path("runs/toy"), help="folder of the run (default runs/toy)")
+    parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="folder of the run (default runs/toy)")
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder from its last checkpoint")
     parser.add_argument("--per-ability", type=int, default=100, help="questions per ability at the end (default 100)")
     parser.add_argument("--evaluation-seed", type=int, default=1, help="of the pictures it is tested on (default 1)")

@@ -28,6 +28,14 @@ class Batch:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    @property
+    def learned(self) -> Tensor:
+        """Which positions are to predict the token after them: (B, T-1) bool.
+
+        Those before a label; but not padding: the first token of all has a label, and nothing before it to learn from.
+        """
+        return (self.labels[:, 1:] != IGNORED) & self.attention_mask[:, :-1]
+
     def to(self, device: torch.device | str) -> Batch:
         return replace(self, **{name: t.to(device) for name, t in vars(self).items() if t is not None})
 

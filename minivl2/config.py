@@ -277,7 +277,6 @@ def _sizes() -> dict[str, Config]:
         n_routed_experts=72, num_experts_per_tok=6, n_shared_experts=2, moe_intermediate_size=1536,
         first_k_dense_replace=1, n_group=1, topk_group=1,
         topk_method="noaux_tc", scoring_func="sigmoid", norm_topk_prob=True, routed_scaling_factor=2.0,
-        aux_loss_alpha=0.0001,
     )
     # The toy keeps every idea at a size two laptop cores can train: latent attention, shared and routed experts,
     # and 7 x 7 patches, an odd grid, so that the projector has to pad it to 8 x 8 as the real one pads 27 to 28.

@@ -37,6 +37,11 @@ class Routing(NamedTuple):
     weights: Tensor     # (n, K) how much each of them counts
     scores: Tensor      # (n, E) what the gate thought of all of them
 
+    @property
+    def load(self) -> Tensor:
+        """How often each expert was chosen, (E,)."""
+        return self.experts.flatten().bincount(minlength=self.scores.shape[1])
+
 
 class Gate(nn.Module):
     """Scores every expert for every token and chooses K. Always in float32: a choice is not forgiving."""
@@ -79,10 +84,10 @@ class Gate(nn.Module):
         return grouped.masked_fill(struck[..., None], -torch.inf).flatten(1)
 
     @torch.no_grad()
-    def step_bias(self, experts: Tensor, step: float = 0.001) -> None:
-        """Loss-free balancing (arXiv:2408.15664, algorithm 1), after an optimiser step: experts that got less than
-        their share of the choices `experts` (..., K) become easier to choose, the others harder, by a fixed step."""
-        load = torch.bincount(experts.flatten(), minlength=len(self.bias)).to(self.bias.dtype)
+    def step_bias(self, load: Tensor, step: float = 0.001) -> None:
+        """Loss-free balancing (arXiv:2408.15664, algorithm 1), after an optimiser step. load (E,): how often each expert
+        was chosen. Those chosen less than their share become easier to choose, the others harder, by a fixed step."""
+        load = load.to(self.bias.dtype)
         self.bias += step * (load.mean() - load).sign()
 
 
@@ -111,8 +116,7 @@ class MixtureOfExperts(nn.Module):
         """
         n, K = routing.experts.shape
         order = routing.experts.flatten().argsort(stable=True)                  # visits, by expert
-        visits = routing.experts.flatten().bincount(minlength=len(self.experts)).tolist()
-        visitors = tokens[order // K].split(visits)                             # visit i is token i // K
+        visitors = tokens[order // K].split(routing.load.tolist())              # visit i is token i // K
         answers = torch.cat([expert(group) for expert, group in zip(self.experts, visitors, strict=True) if len(group)])
         by_visit = torch.empty_like(answers).index_copy(0, order, answers).unflatten(0, (n, K))
         return (by_visit * routing.weights[..., None]).sum(1).type_as(tokens)   # summed in float32, as the gate's

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minivl2.batch import IGNORED, Batch
+from minivl2.batch import Batch
 from minivl2.config import Config
 from minivl2.decoder import Decoder
 from minivl2.experts import Routing, balance_loss
@@ -78,10 +78,9 @@ class DeepSeekVL2(nn.Module):
         if batch.labels is None:
             raise ValueError("the batch has no labels: make it with processor(messages, images, training=True)")
         hidden, routings = self.decoder(self.embed(batch), batch.attention_mask)
-        wanted = batch.labels[:, 1:]
-        learned = wanted != IGNORED
+        learned = batch.learned
         logits = self.decoder.head(hidden[:, :-1][learned])                 # only where there is something to learn
-        text = F.cross_entropy(logits.float(), wanted[learned])
+        text = F.cross_entropy(logits.float(), batch.labels[:, 1:][learned])
         lang = self.config.language
         balance = sum((balance_loss(r, batch.attention_mask, lang.seq_aux) for r in routings), torch.zeros_like(text))
         return Loss(text + lang.aux_loss_alpha * balance, text, balance, routings)

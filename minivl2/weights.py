@@ -246,7 +246,10 @@ def _read_small_files(folder: Path) -> tuple[Config, Processor]:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:      # the tokenizers library raises Exception itself
         raise CheckpointError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from None
-    processor = Processor(tokenizer, processor_config)
+    try:
+        processor = Processor(tokenizer, processor_config)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
     if (processor_config.tile, processor_config.side) != (config.vision.image_size, config.tokens_per_side):
         raise CheckpointError(
             f"{folder}: the processor cuts tiles of {processor_config.tile} pixels, {processor_config.side} tokens a side, "

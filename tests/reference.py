@@ -409,12 +409,12 @@ def choosing(cfg):
     }
 
 
-def cross_entropy(logits, labels, ignored=-100):
-    """Each token predicts the label of the next. Mean over all labels that are not ignored. logits (B, T, V)"""
+def cross_entropy(logits, labels, real, ignored=-100):
+    """Each real token predicts the label of the next. Mean over all labels that are not ignored. logits (B, T, V)"""
     losses = []
-    for row, wanted in zip(logits, labels, strict=True):
+    for row, wanted, is_real in zip(logits, labels, real, strict=True):
         for t in range(1, len(wanted)):
-            if wanted[t] != ignored:
+            if wanted[t] != ignored and is_real[t - 1]:
                 losses.append(-math.log(softmax([float(n) for n in row[t - 1]])[int(wanted[t])]))
     return sum(losses) / len(losses)
 

@@ -58,7 +58,11 @@ def test_ask_draws_the_boxes_of_the_answer(capsys, monkeypatch, tmp_path):
 
 def test_images_can_be_placed_in_the_question(capsys, monkeypatch):
     asked = {}
-    monkeypatch.setattr(cli, "stream", lambda m, p, messages, images, *a, **o: asked.update(text=messages[0]["content"]) or [])
+
+    def remember(model, processor, messages, *rest, **options):
+        asked["text"] = messages[0]["content"]
+        return []
+    monkeypatch.setattr(cli, "stream", remember)
     run(capsys, "ask", PICTURE, PICTURE, "is <image> like <image>?", "--weights", GOLDEN)
     assert asked["text"] == "is <image> like <image>?"
     run(capsys, "ask", PICTURE, PICTURE, "are they alike?", "--weights", GOLDEN)

@@ -105,7 +105,7 @@ def test_the_loss_is_text_plus_alpha_times_balance(processor, kind, seed):
     model, batch = model_of(kind, seed), processor.batch(talks(processor, training=True))
     loss, lang = model.loss(batch), model.config.language
     (B, T), E, K = batch.input_ids.shape, lang.n_routed_experts, lang.num_experts_per_tok
-    text = reference.cross_entropy(model(batch), batch.labels)
+    text = reference.cross_entropy(model(batch), batch.labels, batch.attention_mask)
     balance = sum(
         reference.balance_loss(r.scores.view(B, T, E).tolist(), r.experts.view(B, T, K).tolist(),
                                batch.attention_mask.tolist())
@@ -173,6 +173,15 @@ def test_only_answers_and_their_ends_are_learned(processor):
             labels[0, place] = 100
             same = model.loss(dataclasses.replace(batch, labels=labels)).text == loss
             assert same == (place == 0)
+
+
+@torch.no_grad()
+def test_a_padded_batch_learns_what_its_members_would_learn_alone(processor):
+    """The begin token has a label. Padded, it has something before it; that must not become a lesson."""
+    model, members = model_of(), talks(processor, training=True)
+    answers = [int((b.labels[:, 1:] != IGNORED).sum()) for b in members]
+    alone = sum(model.loss(b).text * n for b, n in zip(members, answers, strict=True)) / sum(answers)
+    assert_close(model.loss(processor.batch(members)).text, alone, rtol=1e-6, atol=0)
 
 
 def test_a_batch_without_labels_has_no_loss(processor):

@@ -1,6 +1,5 @@
 """Checkpoints: the published names, strict loading, whole saving."""
 
-import dataclasses
 import itertools
 import json
 import math
@@ -49,15 +48,11 @@ def test_every_tensor_of_the_published_checkpoint_has_its_place_and_no_other_is_
 
 @each_published
 def test_a_named_size_is_the_published_configuration(name):
-    """Field by field, defaults filled in. One difference is meant: the base model is to be balanced by its bias, so
-    the balance loss beside it is weak (0.0001) in ours; its published file, made to run and not to train, says nothing."""
+    """Field by field, defaults filled in."""
     named, published = Config.named(name), Config.from_dict(PUBLISHED[name]["config"])
     assert (named.vision, named.projector) == (published.vision, published.projector)
     assert named.candidate_resolutions == published.candidate_resolutions
-    theirs = published.language
-    if name == "base":
-        theirs = dataclasses.replace(theirs, aux_loss_alpha=named.language.aux_loss_alpha)
-    assert dataclasses.asdict(named.language) == dataclasses.asdict(theirs)
+    assert named.language == published.language
 
 
 # ------------------------------------------------------------------------------------------ a small checkpoint to damage
@@ -266,7 +261,7 @@ def test_a_processor_that_cuts_other_tiles_than_the_model_sees_is_refused(folder
 def test_another_models_tokenizer_is_refused(folder):
     text = (folder / "tokenizer.json").read_text(encoding="utf-8")
     (folder / "tokenizer.json").write_text(text.replace("<｜end▁of▁sentence｜>", "<|end_of_sentence|>"), encoding="utf-8")
-    with pytest.raises(ValueError, match="the tokenizer has no <｜end▁of▁sentence｜>"):
+    with pytest.raises(CheckpointError, match="the tokenizer has no <｜end▁of▁sentence｜>"):
         load(folder)
 
 

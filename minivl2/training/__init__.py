@@ -3,6 +3,7 @@
     tokenizer     byte-pair merges from the toy world's sentences
     curriculum    which pictures at which step, as batches
     optimizers    Muon for the matrices inside, AdamW for the rest, and the learning rate over time
+    team          several processes that train one model
     loop          the steps themselves, saved so that they can be resumed
     evaluation    scores on pictures never trained on
     report        the curves, and a sheet of pictures with questions and answers

@@ -73,7 +73,11 @@ def conversation(sample: toyworld.Sample, rng: random.Random) -> list[dict]:
     return toyworld.messages(asked, images=len(sample.images))
 
 
-def training_batch(processor: Processor, seed: int, step: int, stage: Stage, size: int) -> Batch:
-    rng = random.Random(f"questions {seed} {step}")
+def training_batch(
+    processor: Processor, seed: int, step: int, stage: Stage, size: int, rank: int = 0, team: int = 1
+) -> Batch:
+    """The batch of this step; of a team, the part that is this rank's."""
     samples = pictures(seed, step, stage, size)
-    return processor.batch([processor(conversation(s, rng), s.images, training=True) for s in samples])
+    return processor.batch([
+        processor(conversation(samples[i], random.Random(f"questions {seed} {step} {i}")), samples[i].images, training=True)
+        for i in range(rank, size, team)])

@@ -34,10 +34,11 @@ from minivl2.experts import Routing
 from minivl2.files import written_whole
 from minivl2.model import DeepSeekVL2
 from minivl2.processor import Processor
-from minivl2.training import optimizers
+from minivl2.training import optimizers, team
 from minivl2.training.curriculum import CURRICULUM, stage_at, training_batch
 from minivl2.weights import load, write_checkpoint
 
+DTYPES = ("bfloat16", "float32")
 LOG_EVERY = 10          # steps
 SAVE_EVERY = 60         # seconds
 OPTIMIZER = "optimizer.state"       # a safetensors file; the ending *.safetensors would make it part of the weights
@@ -57,13 +58,17 @@ class Plan:
     dtype: str = "bfloat16"     # of the forward and backward pass; what is learned is kept in float32
 
     def batch_at(self, step: int, processor: Processor) -> Batch:
-        return training_batch(processor, self.seed, step, stage_at(step / self.steps), self.batch)
+        """This process's part of the batch of this step."""
+        stage = stage_at(step / self.steps)
+        return training_batch(processor, self.seed, step, stage, self.batch, team.rank(), team.size())
 
 
 class Trainer:
     """Steps a model. `step` counts the steps taken."""
 
     def __init__(self, model: DeepSeekVL2, processor: Processor, plan: Plan):
+        if plan.batch % team.size():
+            raise TrainingError(f"{plan.batch} pictures cannot be shared evenly by {team.size()} processes")
         self.model, self.processor, self.plan = model.train(), processor, plan
         self.optimizers = optimizers.make(model)
         self.step = 0
@@ -76,10 +81,14 @@ class Trainer:
         """One step of both optimisers. Returns what to log. Raises TrainingError if the loss is not a number."""
         progress = self.step / self.plan.steps
         loss = self.working.loss(batch)
-        if not loss.total.isfinite():
-            raise TrainingError(f"the loss of step {self.step} (seed {self.plan.seed}) is {loss.total.item()}")
-        loss.total.backward()
+        # Each process averages over its own answers; weighted by how many those are, the team's mean is that of all.
+        answers = batch.learned.sum()
+        share = answers * team.size() / team.total(answers.clone())
+        ((share - 1) * loss.text + loss.total).backward()
         self._fetch_gradients()
+        text, balance = team.total(torch.stack((share * loss.text, loss.balance)).detach().double()) / team.size()
+        if not (text + balance).isfinite():
+            raise TrainingError(f"the loss of step {self.step} (seed {self.plan.seed}) is {text.item()}")
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -90,15 +99,17 @@ class Trainer:
         self._hand_out_weights()
         self.step += 1
         return {
-            "step": self.step, "loss": loss.text.item(), "balance": loss.balance.item(), "gradient": norm.item(),
+            "step": self.step, "loss": text.item(), "balance": balance.item(), "gradient": norm.item(),
             "rate": optimizers.rate(progress), "load": heaviest_load(loss.routings),
         }
 
     def _fetch_gradients(self) -> None:
-        if self.working is not self.model:
-            for own, worked in zip(self.model.parameters(), self.working.parameters(), strict=True):
-                if worked.grad is not None:         # an expert that nobody visited has none
-                    own.grad, worked.grad = worked.grad.to(own.dtype), None
+        """The team's mean gradients, in float32, to where the optimisers look for them."""
+        parameters = list(self.model.parameters())
+        for own, worked in zip(parameters, self.working.parameters(), strict=True):
+            grad = torch.zeros_like(own) if worked.grad is None else worked.grad.to(own.dtype)     # an unvisited expert
+            worked.grad, own.grad = None, grad
+        team.average([own.grad for own in parameters])
 
     @torch.no_grad()
     def _hand_out_weights(self) -> None:
@@ -111,7 +122,7 @@ class Trainer:
         gates = [layer.mlp.gate for layer in self.model.decoder.layers if hasattr(layer.mlp, "gate")]
         for gate, routing in zip(gates, routings, strict=True):
             if hasattr(gate, "bias"):
-                gate.step_bias(routing.experts)
+                gate.step_bias(team.total(routing.load))
 
     def save(self, run: Path) -> None:
         """A new checkpoint folder, by one rename; then the older ones go. A kill at any moment leaves a whole one."""
@@ -159,19 +170,21 @@ def checkpoints(run: Path) -> list[Path]:
 
 def heaviest_load(routings: list[Routing]) -> float:
     """How many times its fair share the busiest expert of any layer gets: 1 is perfectly even."""
-    loads = [r.experts.flatten().bincount(minlength=r.scores.shape[1]) for r in routings]
-    return max((load.max() / load.float().mean()).item() for load in loads) if loads else 1.0
+    return max(((r.load.max() / r.load.float().mean()).item() for r in routings), default=1.0)
 
 
 def run_all(trainer: Trainer, run: Path) -> None:
-    """Train to the plan's end, with a progress bar, a log and a checkpoint a minute."""
-    plan = trainer.plan
+    """Train to the plan's end. The team's first process shows a progress bar, logs, and saves once a minute."""
+    if team.rank() > 0:
+        for batch in prepared(trainer):
+            trainer.train_step(batch)
+        return
     run.mkdir(parents=True, exist_ok=True)
     if trainer.step == 0:
-        description = {"plan": dataclasses.asdict(plan), "ran_on": circumstances()}
+        description = {"plan": dataclasses.asdict(trainer.plan), "ran_on": circumstances()}
         (run / "plan.json").write_text(json.dumps(description, indent=1) + "\n")
     metrics = read_metrics(run, up_to=trainer.step)
-    bar = tqdm(total=plan.steps, initial=trainer.step, desc="training", unit="step", smoothing=0.05)
+    bar = tqdm(total=trainer.plan.steps, initial=trainer.step, desc="training", unit="step", smoothing=0.05)
     saved_at = time.monotonic()
     with bar, open(run / "metrics.jsonl", "w", encoding="utf-8") as log:
         log.writelines(json.dumps(line) + "\n" for line in metrics)
@@ -208,26 +221,29 @@ def read_metrics(run: Path, up_to: float = math.inf) -> list[dict]:
     return [line for line in lines if line["step"] <= up_to]
 
 
-def steps_in(minutes: float, model: DeepSeekVL2, processor: Processor, plan: Plan) -> Plan:
-    """The plan, with as many steps as this machine does in so many minutes, in the faster dtype: both are measured.
+def measured(plan: Plan, minutes: float, model: DeepSeekVL2, processor: Processor) -> Plan:
+    """The plan, completed: with the dtype that is faster on this machine, and as many steps as fit the minutes.
 
-    Measured on a copy, with a few batches of every stage; so the model is not touched, and the plan depends on the
-    clock only here.
+    What the plan already says (steps not 0, a dtype) stays. Measured on a copy of the model, with a few batches of
+    every stage; the plan depends on the clock only here.
     """
+    if plan.steps and plan.dtype:
+        return plan
     seconds = {}
-    for dtype in ("bfloat16", "float32"):
-        trial = Trainer(copy.deepcopy(model), processor, dataclasses.replace(plan, dtype=dtype))
+    for dtype in [plan.dtype] if plan.dtype else DTYPES:
+        trial = Trainer(copy.deepcopy(model), processor, dataclasses.replace(plan, steps=1, dtype=dtype))
+        starts = (0.0, *(stage.until for stage in CURRICULUM))
         seconds[dtype] = sum(
-            (stage.until - start) * _seconds_a_step(trial, stage)
-            for start, stage in zip((0.0, *(s.until for s in CURRICULUM)), CURRICULUM, strict=False))
+            (stage.until - start) * _seconds_a_step(trial, stage) for start, stage in zip(starts, CURRICULUM, strict=False))
     dtype = min(seconds, key=seconds.get)
-    return dataclasses.replace(plan, dtype=dtype, steps=max(1, int(minutes * 60 / seconds[dtype])))
+    steps = plan.steps or max(1, int(minutes * 60 / seconds[dtype]))
+    return team.as_the_first_says(dataclasses.replace(plan, dtype=dtype, steps=steps))
 
 
 def _seconds_a_step(trainer: Trainer, stage, repeats: int = 4) -> float:
     times = []
     for i in range(repeats):
-        batch = training_batch(trainer.processor, -1, i, stage, trainer.plan.batch)
+        batch = training_batch(trainer.processor, -1, i, stage, trainer.plan.batch, team.rank(), team.size())
         start = time.perf_counter()
         trainer.train_step(batch)
         times.append(time.perf_counter() - start)

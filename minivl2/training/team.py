@@ -1,0 +1,61 @@
+"""Several processes that train one model: each sees a part of every batch, and all take the same step.
+
+Tests    tests/test_training.py
+
+    torchrun --standalone --nproc-per-node 2 train_tiny.py
+
+Two processes of one thread each train half as fast again as one process of two threads: the toy's operations are too
+small to be worth dividing, its pictures are not. Started without torchrun, a process is a team of one.
+"""
+
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def join() -> None:
+    """Meet the others, if torchrun started us."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        dist.init_process_group("gloo", timeout=timedelta(minutes=30))
+
+
+def leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum of everybody's value. In place."""
+    if dist.is_initialized():
+        dist.all_reduce(value)
+    return value
+
+
+def average(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by the mean of everybody's. Sent as one: a message has a price, however short."""
+    if size() == 1:
+        return
+    joined = total(torch.cat([t.flatten() for t in tensors])) / size()
+    for t, mean in zip(tensors, joined.split([t.numel() for t in tensors]), strict=True):
+        t.copy_(mean.view_as(t))
+
+
+def as_the_first_says(value):
+    """The first process's value, for all."""
+    if size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
