@@ -6,7 +6,7 @@ Read the files in the order in which data flows:
     vision  projector  visual_tokens                            a picture becomes tokens
     rope  cache  attention  experts  decoder  model             tokens become the next token's probabilities
     generation  grounding                                       answers, and boxes in them
-    weights  files  cost  cli                                   published checkpoints, and what they cost
+    names  weights  files  cost  figures  cli                   published checkpoints, and what they cost
     toyworld  training                                          a world to learn from, and the learning
 """
 
@@ -15,8 +15,9 @@ from minivl2.batch import Batch
 from minivl2.config import Config
 from minivl2.generation import generate, stream
 from minivl2.model import DeepSeekVL2, build
+from minivl2.names import published_names
 from minivl2.processor import Processor
-from minivl2.weights import load, published_names, save, verify
+from minivl2.weights import load, save, verify
 
 __version__ = "0.1.0"
 __all__ = [

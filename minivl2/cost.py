@@ -16,8 +16,8 @@ import torch
 
 from minivl2.config import Config, LanguageConfig
 from minivl2.model import build
+from minivl2.names import unused_names
 from minivl2.visual_tokens import count
-from minivl2.weights import unused_names
 
 RULE = ("activated: the chosen and shared experts only, without the input embedding (a look-up) and the unused "
         "pooling head, with the output head")

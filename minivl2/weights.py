@@ -1,4 +1,4 @@
-"""Published checkpoints, read and written: one table of names, and nothing tolerated that does not fit.
+"""Published checkpoints, read and written, and nothing tolerated that does not fit.
 
 Tests    tests/test_weights.py, tests/test_goldens.py
 
@@ -10,9 +10,7 @@ wanted dtype is not read at all until the model touches it, and never exists twi
 
 from __future__ import annotations
 
-import difflib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,61 +22,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minivl2 import conversation as talk
-from minivl2.config import Config, VisionConfig
+from minivl2.config import Config
 from minivl2.files import written_whole
 from minivl2.model import DeepSeekVL2, build
+from minivl2.names import UNUSED, mismatches, published_name, published_names, unused_names
 from minivl2.processor import Processor, ProcessorConfig
 
-# ours -> published, applied from top to bottom
-NAMES = (
-    (r"^vision\.patch_embed\.", "vision.patch_embed.proj."),
-    (r"^view_separator$", "view_seperator"),
-    (r"^decoder\.head\.", "language.lm_head."),
-    (r"^decoder\.embed\.", "language.model.embed_tokens."),
-    (r"^decoder\.(layers\.\d+)\.attn_norm\.", r"language.model.\1.input_layernorm."),
-    (r"^decoder\.(layers\.\d+)\.mlp_norm\.", r"language.model.\1.post_attention_layernorm."),
-    (r"^decoder\.(layers\.\d+)\.attn\.", r"language.model.\1.self_attn."),
-    (r"^decoder\.", "language.model."),
-    (r"\.self_attn\.q_down\.", ".self_attn.q_a_proj."),
-    (r"\.self_attn\.q_norm\.", ".self_attn.q_a_layernorm."),
-    (r"\.self_attn\.q_up\.", ".self_attn.q_b_proj."),
-    (r"\.self_attn\.kv_down\.", ".self_attn.kv_a_proj_with_mqa."),
-    (r"\.self_attn\.kv_norm\.", ".self_attn.kv_a_layernorm."),
-    (r"\.self_attn\.kv_up\.", ".self_attn.kv_b_proj."),
-    (r"\.mlp\.shared\.", ".mlp.shared_experts."),
-    (r"\.mlp\.gate\.bias$", ".mlp.gate.e_score_correction_bias"),
-)
-UNUSED = "vision.attn_pool."            # SigLIP's pooling head: in every published checkpoint, run by none
 SHARD_BYTES = 5_000_000_000
 INDEX = "model.safetensors.index.json"
 
 
 class CheckpointError(ValueError):
     """A folder that is not a whole, fitting checkpoint. The message lists what is wrong."""
-
-
-def published_name(ours: str) -> str:
-    for pattern, replacement in NAMES:
-        ours = re.sub(pattern, replacement, ours)
-    return ours
-
-
-def published_names(model: DeepSeekVL2) -> dict[str, tuple[int, ...]]:
-    """Every tensor that a published checkpoint of this model has, with its shape."""
-    names = {published_name(ours): tuple(t.shape) for ours, t in model.state_dict().items()}
-    return names | unused_names(model.config.vision)
-
-
-def unused_names(vision: VisionConfig) -> dict[str, tuple[int, ...]]:
-    """The pooling head that a vision tower with global_pool "map" carries. A checkpoint may leave it out."""
-    if vision.global_pool != "map":
-        return {}
-    W, inner = vision.width, vision.mlp_width
-    linears = {"q": (W, W), "kv": (2 * W, W), "proj": (W, W), "mlp.fc1": (inner, W), "mlp.fc2": (W, inner)}
-    shapes = {"latent": (1, 1, W), "norm.weight": (W,), "norm.bias": (W,)}
-    for name, shape in linears.items():
-        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-    return {UNUSED + name: shape for name, shape in shapes.items()}
 
 
 def load(
@@ -162,23 +117,6 @@ def verify(path: str | Path) -> list[str]:
         bad = tensor.numel() - int(tensor.isfinite().sum())
         if bad:
             problems.append(f"{name}: {bad} of {tensor.numel()} numbers are infinite or not a number")
-    return problems
-
-
-def mismatches(wanted: dict[str, tuple[int, ...]], got: dict[str, tuple[int, ...]]) -> list[str]:
-    """What differs, a line each. Only the unused pooling head may be missing; nothing may be extra."""
-    extra = sorted(got.keys() - wanted.keys())
-    problems = []
-    for name in sorted(wanted.keys() - got.keys()):
-        if not name.startswith(UNUSED):
-            alike = difflib.get_close_matches(name, extra, n=1, cutoff=0.8) if len(extra) < 100 else []
-            hint = f" (is it the one called {alike[0]}?)" if alike else ""
-            problems.append(f"{name}: missing{hint}")
-    problems += [f"{name}: not a tensor of this model" for name in extra]
-    problems += [
-        f"{name}: shape {list(got[name])}, but the configuration asks for {list(shape)}"
-        for name, shape in wanted.items() if name in got and got[name] != shape
-    ]
     return problems
 
 

@@ -15,7 +15,8 @@ from minivl2.batch import IGNORED
 from minivl2.cache import Cache
 from minivl2.generation import generate
 from minivl2.model import build
-from minivl2.weights import load, published_names, save
+from minivl2.names import published_names
+from minivl2.weights import load, save
 
 FOLDER = Path(__file__).parent / "goldens"
 CHECKPOINTS = ["mha", "mla", "mla_sigmoid", "group"]

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from minivl2 import weights
 from minivl2.config import Config, ConfigError
 from minivl2.model import DeepSeekVL2, build
-from minivl2.weights import CheckpointError, load, published_names, save, verify
+from minivl2.names import UNUSED, published_names
+from minivl2.weights import CheckpointError, load, save, verify
 
 PUBLISHED = json.loads((Path(__file__).parent / "manifests.json").read_text(encoding="utf-8"))
 each_published = pytest.mark.parametrize("name", PUBLISHED)
@@ -381,3 +382,13 @@ def test_everything_a_reader_needs_is_saved(folder):
     assert Config.from_dict(published) == load(folder)[0].config
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert (tokenizer["bos_token"], tokenizer["eos_token"]) == ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>")
+
+
+def test_a_pooling_head_that_the_configuration_does_not_mention_is_accepted(folder):
+    """It is never run; a checkpoint should not fail for it."""
+    published = json.loads((folder / "config.json").read_text())
+    published["vision_config"]["global_pool"] = ""
+    (folder / "config.json").write_text(json.dumps(published))
+    assert any(name.startswith(UNUSED) for name in load_file(folder / "model.safetensors"))
+    assert verify(folder) == []
+    load(folder)

@@ -75,7 +75,9 @@ class Trainer:
         # Both passes run in bfloat16 where that is faster, on a copy: an update is often smaller than bfloat16's
         # steps, so what is learned has to be kept in float32.
         dtype = getattr(torch, plan.dtype)
-        self.working = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
+        self.working = model if dtype == torch.float32 else copy.deepcopy(model)
+        for parameter in self.working.parameters():     # not the gates' biases: steps of 0.001 need float32
+            parameter.data = parameter.data.to(dtype)
 
     def train_step(self, batch: Batch) -> dict[str, float]:
         """One step of both optimisers. Returns what to log. Raises TrainingError if the loss is not a number."""
