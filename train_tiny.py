@@ -22,7 +22,7 @@ import torch
 import minivl2
 from minivl2 import toyworld
 from minivl2.processor import Processor, ProcessorConfig
-from minivl2.training import evaluation, loop, report, team
+from minivl2.training import evaluation, loop, report, sight, team
 from minivl2.training.curriculum import CURRICULUM
 from minivl2.training.tokenizer import train_tokenizer
 
@@ -76,8 +76,9 @@ def start(options: argparse.Namespace) -> loop.Trainer:
     tokenizer = train_tokenizer(sentences, config.language.vocab_size)
     processor = Processor(tokenizer, ProcessorConfig.of(config))
     model = minivl2.build(config)
-    plan = loop.Plan(options.steps or 0, options.seed, options.batch, options.dtype or "")
+    plan = loop.Plan(options.steps or 0, options.seed, options.batch, options.dtype or "", options.sight)
     plan = loop.measured(plan, options.minutes, model, processor)
+    sight.learn(model, processor, plan.seed, plan.sight)
     return loop.Trainer(model, processor, plan)
 
 
@@ -91,6 +92,8 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10, help="how long to train, before the evaluation (default 10)")
     parser.add_argument("--steps", type=int, help="train so many steps instead, however long they take")
+    parser.add_argument("--sight", type=int, default=0, metavar="STEPS",
+                        help="steps of learning to see first (default: a quarter of the minutes)")
     parser.add_argument("--dtype", choices=loop.DTYPES, help="to compute in (default: the faster one here, measured)")
     parser.add_argument("--batch", type=int, default=16, help="pictures per step (default 16)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the pictures (default 0)")

@@ -29,10 +29,9 @@ class Stage:
 
 
 CURRICULUM = (
-    Stage(0.15, {"scenes": 2, "grounding": 1}, ((1, 1),), things=1),
-    Stage(0.30, {"scenes": 2, "grounding": 1}, ((1, 1),), things=3),
-    Stage(0.70, {"scenes": 2, "grounding": 1}, ((1, 1),)),
-    Stage(1.00, {"scenes": 2, "grounding": 2, "text": 2}, ((1, 1), (2, 1), (1, 2))),
+    Stage(0.15, {"scenes": 2, "grounding": 1}, ((1, 1),), things=2),
+    Stage(0.80, {"scenes": 2, "grounding": 1}, ((1, 1),)),
+    Stage(1.00, {"scenes": 2, "grounding": 1, "text": 1}, ((1, 1), (2, 1), (1, 2))),
 )
 QUESTIONS = 6       # about one picture, in one conversation: seeing costs more than asking
 ROOM = 300          # characters for them and their answers: one endless caption would pad the whole batch

@@ -34,11 +34,12 @@ from minivl2.experts import Routing
 from minivl2.files import written_whole
 from minivl2.model import DeepSeekVL2
 from minivl2.processor import Processor
-from minivl2.training import optimizers, team
+from minivl2.training import optimizers, sight, team
 from minivl2.training.curriculum import CURRICULUM, stage_at, training_batch
 from minivl2.weights import load, write_checkpoint
 
 DTYPES = ("bfloat16", "float32")
+SEEING = 0.25           # of the time goes into learning to see
 LOG_EVERY = 10          # steps
 SAVE_EVERY = 60         # seconds
 OPTIMIZER = "optimizer.state"       # a safetensors file; the ending *.safetensors would make it part of the weights
@@ -56,6 +57,7 @@ class Plan:
     seed: int = 0
     batch: int = 16             # pictures per step
     dtype: str = "bfloat16"     # of the forward and backward pass; what is learned is kept in float32
+    sight: int = 0              # steps of learning to see, before these
 
     def batch_at(self, step: int, processor: Processor) -> Batch:
         """This process's part of the batch of this step."""
@@ -231,6 +233,11 @@ def measured(plan: Plan, minutes: float, model: DeepSeekVL2, processor: Processo
     """
     if plan.steps and plan.dtype:
         return plan
+    seeing = SEEING * minutes * 60
+    for tries in (2, 6):        # the first warm up
+        start = time.perf_counter()
+        sight.learn(copy.deepcopy(model), processor, plan.seed, tries, show=False)
+    plan = dataclasses.replace(plan, sight=plan.sight or int(seeing * tries / (time.perf_counter() - start)))
     seconds = {}
     for dtype in [plan.dtype] if plan.dtype else DTYPES:
         trial = Trainer(copy.deepcopy(model), processor, dataclasses.replace(plan, steps=1, dtype=dtype))
@@ -238,7 +245,7 @@ def measured(plan: Plan, minutes: float, model: DeepSeekVL2, processor: Processo
         seconds[dtype] = sum(
             (stage.until - start) * _seconds_a_step(trial, stage) for start, stage in zip(starts, CURRICULUM, strict=False))
     dtype = min(seconds, key=seconds.get)
-    steps = plan.steps or max(1, int(minutes * 60 / seconds[dtype]))
+    steps = plan.steps or max(1, int((minutes * 60 - seeing) / seconds[dtype]))
     return team.as_the_first_says(dataclasses.replace(plan, dtype=dtype, steps=steps))
 
 
