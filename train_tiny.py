@@ -99,7 +99,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the pictures (default 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="folder of the run (default runs/toy)")
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder from its last checkpoint")
-    parser.add_argument("--per-ability", type=int, default=100, help="questions per ability at the end (default 100)")
+    parser.add_argument("--per-ability", type=int, default=50, help="questions per ability at the end (default 50)")
     parser.add_argument("--evaluation-seed", type=int, default=1, help="of the pictures it is tested on (default 1)")
     return parser.parse_args()
 

@@ -152,11 +152,11 @@ def test_a_wide_picture_lies_in_the_middle_of_its_tile():
 def test_learning_to_see_is_repeatable_and_lowers_the_loss(monkeypatch):
     monkeypatch.setattr(sight, "BATCH", 8)
     first, second = make(), make()
-    losses = [sight.learn(trainer.model, trainer.processor, 0, steps=25, show=False) for trainer in (first, second)]
+    losses = [sight.learn(trainer.model, trainer.processor, 0, steps=40, show=False) for trainer in (first, second)]
     assert_same(weights(first), weights(second))
     untrained = make()
-    before = sight.Sight(untrained.model).loss(*sight.batch(untrained.processor, untrained.model.config, 0, 24))
-    assert losses[0] == losses[1] < 0.7 * before.item()
+    before = sight.Sight(untrained.model).loss(*sight.batch(untrained.processor, untrained.model.config, 0, 39))
+    assert losses[0] == losses[1] < 0.8 * before.item()
 
 
 # a step
