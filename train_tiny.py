@@ -77,6 +77,8 @@ def start(options: argparse.Namespace) -> loop.Trainer:
     processor = Processor(tokenizer, ProcessorConfig.of(config))
     model = minivl2.build(config)
     plan = loop.Plan(options.steps or 0, options.seed, options.batch, options.dtype or "", options.sight)
+    if team.rank() == 0 and not options.steps:
+        print("measuring how fast this machine is, a few seconds ...")
     plan = loop.measured(plan, options.minutes, model, processor)
     sight.learn(model, processor, plan.seed, plan.sight)
     return loop.Trainer(model, processor, plan)

@@ -109,11 +109,12 @@ def download(options: argparse.Namespace) -> int:
 
 
 def default_weights() -> Path:
-    """weights/toy, here or in the repository."""
-    for house in (Path.cwd(), HOUSE):
-        if (house / "weights" / "toy" / "config.json").exists():
-            return house / "weights" / "toy"
-    raise ValueError("there is no weights/toy here. Train one (make train), or name a checkpoint with --weights DIR")
+    """weights/toy, or else what make train made; here or in the repository."""
+    for folder in ("weights/toy", "runs/toy/model"):
+        for house in (Path.cwd(), HOUSE):
+            if (house / folder / "config.json").exists():
+                return house / folder
+    raise ValueError("there is no toy model here. Train one (make train), or name a checkpoint with --weights DIR")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -131,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("images_and_question", nargs="+", metavar="IMAGE... QUESTION",
                      help="image files, then the question in quotation marks. The images are shown before it; write "
                           "<image> in it to place them yourself")
-    sub.add_argument("--weights", type=Path, metavar="DIR", help="checkpoint folder (default: weights/toy)")
+    sub.add_argument("--weights", type=Path, metavar="DIR", help="checkpoint folder (default: weights/toy, or else runs/toy/model, which make train makes)")
     sub.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                      help="numbers to compute with; bfloat16 takes half the memory (default: %(default)s)")
     sub.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: %(default)s)")

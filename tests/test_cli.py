@@ -123,6 +123,15 @@ def test_without_weights_the_message_says_what_to_do(monkeypatch, tmp_path, caps
     assert status == 1 and "make train" in err
 
 
+def test_a_model_just_trained_is_found_but_weights_toy_comes_first(monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "HOUSE", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs/toy/model", "weights/toy"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.json").touch()
+        assert cli.default_weights() == tmp_path / folder
+
+
 def test_eval_prints_scores_as_its_last_line(capsys, monkeypatch):
     from minivl2.training import evaluation
     monkeypatch.setattr(evaluation, "LONGEST_ANSWER", 4)
