@@ -132,7 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("images_and_question", nargs="+", metavar="IMAGE... QUESTION",
                      help="image files, then the question in quotation marks. The images are shown before it; write "
                           "<image> in it to place them yourself")
-    sub.add_argument("--weights", type=Path, metavar="DIR", help="checkpoint folder (default: weights/toy, or else runs/toy/model, which make train makes)")
+    sub.add_argument("--weights", type=Path, metavar="DIR",
+                     help="checkpoint folder (default: weights/toy, or else runs/toy/model, which make train makes)")
     sub.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                      help="numbers to compute with; bfloat16 takes half the memory (default: %(default)s)")
     sub.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: %(default)s)")
