@@ -34,7 +34,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None, scale: f
         return fused(q, k, v, seen, scale)
     scores = (q * scale) @ k.mT                             # (B, H, T, S)
     if seen is not None:
-        scores = scores.masked_fill(~seen, -torch.inf)
+        scores = scores + torch.zeros_like(seen, dtype=q.dtype).masked_fill_(~seen, -torch.inf)    # no cost backward
     return scores.softmax(-1) @ v                           # of bfloat16 scores, too, torch sums in float32
 
 

@@ -16,8 +16,7 @@ from minivl2 import toyworld
 from minivl2.config import Config, ProjectorConfig, VisionConfig
 from minivl2.processor import Processor, ProcessorConfig
 from minivl2.toyworld import Question
-from minivl2.toyworld.things import COLOURS, SHAPES, Scene, Thing
-from minivl2.training import curriculum, evaluation, loop, optimizers, report, sight
+from minivl2.training import curriculum, evaluation, loop, optimizers, report
 from minivl2.training.evaluation import Answered
 from minivl2.training.tokenizer import train_tokenizer
 
@@ -115,56 +114,12 @@ def test_captions_come_last_because_they_give_the_rest_away():
         assert about_captions == sorted(about_captions)
 
 
-# learning to see
-
-
-def scene(width, height, *things):
-    return Scene(width, height, tuple(Thing("big", colour, shape, box) for colour, shape, box in things))
-
-
-def test_a_visual_token_shows_what_covers_most_of_it():
-    """Four tokens a side, 14 pixels each: a circle covers that at row 1, column 2, and a sliver of its right neighbour."""
-    shapes, colours, edges = sight.what_is_where(scene(56, 56, ("red", "circle", (28, 14, 43, 28))), 4, 0.25)
-    assert shapes.view(4, 4).tolist() == [[0] * 4, [0, 0, 1, 0], [0] * 4, [0] * 4]
-    assert colours[6] == 1 + list(COLOURS).index("red")
-    assert edges[6].tolist() == pytest.approx([28 / 56, 14 / 56, 43 / 56, 28 / 56])
-
-
-def test_of_two_things_in_a_token_the_larger_counts():
-    things = ("red", "circle", (0, 0, 5, 14)), ("blue", "square", (5, 0, 14, 14))
-    for order in (things, things[::-1]):
-        shapes, _, _ = sight.what_is_where(scene(56, 56, *order), 4, 0.25)
-        assert shapes[0] == 1 + SHAPES.index("square")
-
-
-def test_the_last_tokens_stand_out_over_the_edge_of_the_tile():
-    """Seven patches of 8 pixels are four tokens of two patches, half of the last of them padding: it begins at 48."""
-    shapes, _, _ = sight.what_is_where(scene(56, 56, ("red", "circle", (48, 48, 56, 56))), 4, 2 / 7)
-    assert shapes.nonzero().flatten().tolist() == [15]
-
-
-def test_a_wide_picture_lies_in_the_middle_of_its_tile():
-    shapes, _, edges = sight.what_is_where(scene(56, 28, ("red", "star", (0, 0, 14, 14))), 4, 0.25)
-    assert shapes.nonzero().flatten().tolist() == [4]       # row 1, as row 0 is padding
-    assert edges[4].tolist() == pytest.approx([0, 0.25, 0.25, 0.5])
-
-
-def test_learning_to_see_is_repeatable_and_lowers_the_loss(monkeypatch):
-    monkeypatch.setattr(sight, "BATCH", 8)
-    first, second = make(), make()
-    losses = [sight.learn(trainer.model, trainer.processor, 0, steps=40, show=False) for trainer in (first, second)]
-    assert_same(weights(first), weights(second))
-    untrained = make()
-    before = sight.Sight(untrained.model).loss(*sight.batch(untrained.processor, untrained.model.config, 0, 39))
-    assert losses[0] == losses[1] < 0.8 * before.item()
-
-
 # a step
 
 
 def test_every_parameter_is_stepped_by_exactly_one_optimizer():
     trainer = make()
-    held = [p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]]
+    held = [p for optimizer in trainer.learner.optimizers for group in optimizer.param_groups for p in group["params"]]
     assert len(held) == len(set(held)) and set(held) == set(trainer.model.parameters())
 
 
@@ -188,8 +143,8 @@ def test_in_bfloat16_the_weights_themselves_stay_float32():
     trainer = make(dtype="bfloat16")
     trainer.train_step(trainer.plan.batch_at(0, trainer.processor))
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
-    assert {p.dtype for p in trainer.working.parameters()} == {torch.bfloat16}
-    for own, worked in zip(trainer.model.parameters(), trainer.working.parameters(), strict=True):
+    assert {p.dtype for p in trainer.learner.working.parameters()} == {torch.bfloat16}
+    for own, worked in zip(trainer.model.parameters(), trainer.learner.working.parameters(), strict=True):
         assert torch.equal(own.bfloat16(), worked)
 
 

@@ -6,26 +6,29 @@ seeded with a string. Each picture is made for one grid of 56-pixel tiles, so wh
 
 import random
 
-from . import charts, documents, grounding, pairs, scenes, tables, text
+from . import charts, documents, grounding, pairs, primer, scenes, tables, text
 from .canvas import MAX_TILES, TILE
 from .sample import ABILITIES, Question, Sample, messages
 
 MODULES = (scenes, text, documents, tables, charts, grounding, pairs)
 KINDS = {module.__name__.rpartition(".")[2]: module.draw for module in MODULES}
+PRIMERS = {"page": primer.page, "crowd": primer.crowd}
 GRIDS = {name: module.GRIDS for name, module in zip(KINDS, MODULES, strict=True)}
 
-__all__ = ["ABILITIES", "GRIDS", "KINDS", "TILE", "Question", "Sample", "draw", "messages"]
+__all__ = ["ABILITIES", "GRIDS", "KINDS", "PRIMERS", "TILE", "Question", "Sample", "draw", "messages"]
 
 
 def draw(seed, kind=None, grid=None):
     """The sample of this seed (any int or string).
 
     ``kind`` (a name in KINDS) and ``grid`` (tiles across, tiles down) are chosen by the seed when left out;
-    giving the ones the seed would choose gives that same sample.
+    giving the ones the seed would choose gives that same sample. A kind in PRIMERS has one tile and no questions.
     """
     rng = random.Random(f"toy world {seed}")
     chosen = rng.choice(tuple(KINDS))
     kind = kind or chosen
+    if kind in PRIMERS:
+        return PRIMERS[kind](random.Random(f"toy world {seed} {kind}"))
     if kind not in KINDS:
         raise ValueError(f"no kind of picture is called {kind!r}; there are {', '.join(KINDS)}")
     grid = tuple(grid or rng.choice(GRIDS[kind]))

@@ -31,7 +31,7 @@ def draw(rng, grid):
     n = rng.randint(3, 4 if grid[1] == 1 else 5)
     chart = Chart(rng.choice(("bars", "line", "pie")), tuple(rng.sample(LETTERS, n)), values(rng, n))
     {"bars": draw_bars, "line": draw_line, "pie": draw_pie}[chart.style](rng, chart, pen)
-    return Sample("charts", (picture,), tuple(questions(rng, chart)), chart, grid)
+    return Sample("charts", (picture,), tuple(questions(rng, chart)), chart, grid, tuple(pen.written))
 
 
 def values(rng, n):

@@ -44,7 +44,7 @@ def draw(rng, grid):
         y += pen.pitch
         pen.write(x, y, label)
         pen.write(x + (column if aligned else pen.width(label) + pen.capital // 2), y, value)
-    return Sample("documents", (picture,), tuple(questions(rng, document)), document, grid)
+    return Sample("documents", (picture,), tuple(questions(rng, document)), document, grid, tuple(pen.written))
 
 
 def questions(rng, document):

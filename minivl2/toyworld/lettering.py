@@ -8,7 +8,7 @@ tiles long or longer few.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -40,10 +40,12 @@ WORDS = (  # noqa: SIM905 (seventy quoted words would be hard to read)
 
 @dataclass(frozen=True)
 class Line:
-    """One line as written, and the box of its inked pixels (edges in pixels, right and bottom exclusive)."""
+    """One line as written, the box of its inked pixels (edges in pixels, right and bottom exclusive), and the middle
+    (x, y) of every character."""
 
     text: str
     box: tuple[int, int, int, int]
+    middles: tuple[tuple[float, float], ...] = ()
 
 
 def capital_height(rng, size):
@@ -70,7 +72,7 @@ def font(face, capital):
 
 @lru_cache(maxsize=8192)
 def inked(face, capital, text):
-    """Coverage of the written text as an "L" picture.
+    """Coverage of the written text as an "L" picture, and the x of every character's middle in it.
 
     Cropped to the ink at the sides; above the capitals and below the baseline is room of one capital height.
     """
@@ -78,7 +80,9 @@ def inked(face, capital, text):
     mask = Image.new("L", (math.ceil(written.getlength(text)) + 2 * capital, 3 * capital))
     ImageDraw.Draw(mask).text((capital, 2 * capital), text, fill=255, font=written, anchor="ls")
     left, _, right, _ = mask.getbbox()
-    return mask.crop((left, 0, right, mask.height))
+    ends = [capital - left + written.getlength(text[:i]) for i in range(len(text) + 1)]
+    middles = tuple((start + end) / 2 for start, end in zip(ends, ends[1:], strict=False))
+    return mask.crop((left, 0, right, mask.height)), middles
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class Pen:
     face: str
     capital: int
     ink: tuple[int, int, int]
+    written: list[Line] = field(default_factory=list)
 
     @property
     def pitch(self):
@@ -96,15 +101,17 @@ class Pen:
         return self.capital + 4
 
     def width(self, text):
-        return inked(self.face, self.capital, text).width
+        return inked(self.face, self.capital, text)[0].width
 
     def write(self, x, y, text):
         """Writes with the first inked column at ``x`` and the tops of the capitals at ``y``."""
-        mask = inked(self.face, self.capital, text)
+        mask, middles = inked(self.face, self.capital, text)
         top = y - self.capital
         self.picture.paste(self.ink, (x, top), mask)
         _, upper, _, lower = mask.getbbox()
-        return Line(text, (x, top + upper, x + mask.width, top + lower))
+        box = (x, top + upper, x + mask.width, top + lower)
+        self.written.append(Line(text, box, tuple((x + middle, y + self.capital / 2) for middle in middles)))
+        return self.written[-1]
 
 
 def sheet(rng, size, faces=FACES):

@@ -5,6 +5,8 @@ from typing import Any
 
 from PIL import Image
 
+from .lettering import Line
+
 ABILITIES = (
     "colour", "shape", "size", "count", "exists", "relation", "largest", "caption",  # scenes
     "read", "line",  # text
@@ -33,13 +35,14 @@ class Question:
 @dataclass(frozen=True)
 class Sample:
     """Pictures (RGB, all made for the same tile ``grid``), questions, and ``facts``, from which every answer
-    follows without looking at a pixel."""
+    follows without looking at a pixel. ``written``: every line of letters in the picture."""
 
     kind: str
     images: tuple[Image.Image, ...]
     questions: tuple[Question, ...]
     facts: Any
     grid: tuple[int, int]
+    written: tuple[Line, ...] = ()
 
     def conversation(self, n=None, rng=None):
         """The first ``n`` questions (None: all) as user and assistant messages; ``rng`` picks and shuffles.

@@ -50,7 +50,7 @@ def draw(rng, grid):
     if rng.random() < 0.6:  # a rule below the header
         y = top + pitch - 2
         ImageDraw.Draw(picture).line((left, y, x - gap, y), fill=(128, 128, 128))
-    return Sample("tables", (picture,), tuple(questions(rng, table)), table, grid)
+    return Sample("tables", (picture,), tuple(questions(rng, table)), table, grid, tuple(pen.written))
 
 
 def questions(rng, table):

@@ -27,7 +27,7 @@ def draw(rng, grid):
     y = rng.randint(3, size[1] - 3 - pitch * n)
     lines = [pen.write(x, y + pitch * i, text) for i, text in enumerate(texts)]
     page = Page(tuple(lines))
-    return Sample("text", (picture,), tuple(questions(rng, page)), page, grid)
+    return Sample("text", (picture,), tuple(questions(rng, page)), page, grid, tuple(pen.written))
 
 
 def something(rng, pen, room):

@@ -24,7 +24,7 @@ COLOURS = {
     "white": (252, 252, 252),
 }
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross")
-DIAMETER = {"small": (0.18, 0.20), "big": (0.28, 0.30)}  # parts of the picture's typical side
+DIAMETER = {"small": (0.22, 0.24), "big": (0.32, 0.34)}  # parts of the picture's typical side
 SUPERSAMPLE = 8
 
 

@@ -26,6 +26,7 @@ class Stage:
     kinds: dict[str, float]         # how often, relative to each other
     grids: tuple[Grid, ...]
     things: int = 6                 # at most so many in a scene
+    frozen: tuple[str, ...] = ()    # parts of the model that do not learn meanwhile
 
 
 CURRICULUM = (

@@ -72,54 +72,29 @@ class Trainer:
         if plan.batch % team.size():
             raise TrainingError(f"{plan.batch} pictures cannot be shared evenly by {team.size()} processes")
         self.model, self.processor, self.plan = model.train(), processor, plan
-        self.optimizers = optimizers.make(model)
+        self.learner = optimizers.Learner(model, getattr(torch, plan.dtype))
         self.step = 0
-        # Both passes run in bfloat16 where that is faster, on a copy: an update is often smaller than bfloat16's
-        # steps, so what is learned has to be kept in float32.
-        dtype = getattr(torch, plan.dtype)
-        self.working = model if dtype == torch.float32 else copy.deepcopy(model)
-        for parameter in self.working.parameters():     # not the gates' biases: steps of 0.001 need float32
-            parameter.data = parameter.data.to(dtype)
 
     def train_step(self, batch: Batch) -> dict[str, float]:
         """One step of both optimisers. Returns what to log. Raises TrainingError if the loss is not a number."""
         progress = self.step / self.plan.steps
-        loss = self.working.loss(batch)
+        self.learner.freeze(stage_at(progress).frozen)
+        loss = self.learner.working.loss(batch)
         # Each process averages over its own answers; weighted by how many those are, the team's mean is that of all.
         answers = batch.learned.sum()
         share = answers * team.size() / team.total(answers.clone())
         ((share - 1) * loss.text + loss.total).backward()
-        self._fetch_gradients()
         text, balance = team.total(torch.stack((share * loss.text, loss.balance)).detach().double()) / team.size()
         if not (text + balance).isfinite():
             raise TrainingError(f"the loss of step {self.step} (seed {self.plan.seed}) is {text.item()}")
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * optimizers.rate(progress)
-            optimizer.step()
-            optimizer.zero_grad()
+        norm = self.learner.step(optimizers.rate(progress))
         self._balance(loss.routings)
-        self._hand_out_weights()
+        self.learner.hand_out()
         self.step += 1
         return {
-            "step": self.step, "loss": text.item(), "balance": balance.item(), "gradient": norm.item(),
+            "step": self.step, "loss": text.item(), "balance": balance.item(), "gradient": norm,
             "rate": optimizers.rate(progress), "load": heaviest_load(loss.routings),
         }
-
-    def _fetch_gradients(self) -> None:
-        """The team's mean gradients, in float32, to where the optimisers look for them."""
-        parameters = list(self.model.parameters())
-        for own, worked in zip(parameters, self.working.parameters(), strict=True):
-            grad = torch.zeros_like(own) if worked.grad is None else worked.grad.to(own.dtype)     # an unvisited expert
-            worked.grad, own.grad = None, grad
-        team.average([own.grad for own in parameters])
-
-    @torch.no_grad()
-    def _hand_out_weights(self) -> None:
-        if self.working is not self.model:
-            for own, worked in zip(self.model.state_dict().values(), self.working.state_dict().values(), strict=True):
-                worked.copy_(own)
 
     def _balance(self, routings: list[Routing]) -> None:
         """Where the gate has a correction bias, move it toward balance."""
@@ -132,7 +107,7 @@ class Trainer:
         """A new checkpoint folder, by one rename; then the older ones go. A kill at any moment leaves a whole one."""
         state = {
             f"{i}.{j}.{key}": value
-            for i, optimizer in enumerate(self.optimizers)
+            for i, optimizer in enumerate(self.learner.optimizers)
             for j, values in optimizer.state_dict()["state"].items()
             for key, value in values.items()
         }
@@ -157,7 +132,7 @@ class Trainer:
         trainer = cls(model, processor, plan)
         trainer.step = json.loads((found[-1] / "progress.json").read_text())["step"]
         saved = load_file(found[-1] / OPTIMIZER)
-        for i, optimizer in enumerate(trainer.optimizers):
+        for i, optimizer in enumerate(trainer.learner.optimizers):
             state: dict[int, dict[str, Tensor]] = {}
             for name, value in saved.items():
                 which, parameter, key = name.split(".")

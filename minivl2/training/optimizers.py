@@ -1,33 +1,88 @@
-"""Muon for the matrices inside, AdamW for the rest, and the learning rate over time.
+"""Muon for the maps inside, AdamW for the rest, and the learning rate over time.
 
-Papers   Muon: arXiv:2502.16982, section 2. AdamW: arXiv:1711.05101.        Tests   tests/test_training.py
+Papers   Muon: arXiv:2502.16982, section 2. AdamW: arXiv:1711.05101.        Tests   tests/test_optimizers.py
 
 Muon replaces a matrix's gradient by the nearest orthogonal one, so that all directions of the matrix learn at the
 same speed. It needs no second moment. The toy learns to see several times faster with it than with AdamW alone.
 """
 
+import copy
 import math
+from collections import defaultdict
+from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-MUON_RATE, ADAMW_RATE = 3e-3, 2e-3
+from minivl2.training import team
+
+MUON_RATE, ADAMW_RATE = 1e-2, 2e-3
 WEIGHT_DECAY = 0.01
 WARMUP, LOWEST = 0.02, 0.05     # fraction of all steps to warm up; fraction of the rate that is left at the end
 
 
-def make(model: nn.Module) -> list[torch.optim.Optimizer]:
+class Muon(torch.optim.Optimizer):
+    """torch.optim.Muon (adjust_lr_fn="match_rms_adamw"), with three differences that matter here: matrices of one
+    shape are orthogonalised together (a toy has many small ones); a convolution over patches is a matrix, too; and it
+    computes in float32, since bfloat16 would turn the last digits of a gradient into the third digit of a step.
+    """
+
+    def __init__(self, params: Iterable, lr: float = MUON_RATE, momentum: float = 0.95, weight_decay: float = WEIGHT_DECAY):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            alike = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    alike[p.flatten(1).shape].append(p)
+            for (rows, columns), params in alike.items():
+                directions = torch.stack([self._direction(p, group["momentum"]) for p in params])
+                # an orthogonal matrix's entries are small when it is large: this gives them AdamW's usual size
+                rate = group["lr"] * 0.2 * max(rows, columns) ** 0.5
+                for p, update in zip(params, orthogonal(directions), strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(rate * update.view_as(p))
+
+    def _direction(self, p: Tensor, momentum: float) -> Tensor:
+        """The gradient as a matrix, with Nesterov momentum."""
+        state = self.state[p]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(p)
+        average = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
+        return p.grad.lerp(average, momentum).flatten(1)
+
+
+def orthogonal(G: Tensor, steps: int = 5) -> Tensor:
+    """(..., rows, columns) -> nearly U V^T of its singular value decomposition U S V^T, by Newton-Schulz iteration.
+
+    An odd polynomial of a matrix acts on its singular values alone. This one, iterated, sends all of them to around 1.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = G.shape[-2] > G.shape[-1]
+    X = G.mT if tall else G
+    X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        A = X @ X.mT
+        X = a * X + (b * A + c * A @ A) @ X
+    return X.mT if tall else X
+
+
+def is_map(name: str, parameter: Tensor) -> bool:
+    """Rows of an embedding or of a head belong to one token each, rows of a gate to one expert: those are lists of
+    vectors, not maps from vectors to vectors."""
+    lists = ("embed.weight", "head", "gate.weight")
+    return parameter.ndim in (2, 4) and ("patch_embed" in name or not any(part in name for part in lists))
+
+
+def make(module: nn.Module) -> list[torch.optim.Optimizer]:
     """Two optimisers that together step every parameter."""
     inner, rest = [], []
-    for name, parameter in model.named_parameters():
-        # A row of an embedding or of the head belongs to one token, a row of the gate to one expert: those are
-        # lists of vectors, not maps. Experts are small and many: each would cost Muon more time than it saves.
-        is_map = parameter.ndim == 2 and not any(part in name for part in ("embed", "head", "gate.weight", ".experts."))
-        (inner if is_map else rest).append(parameter)
+    for name, parameter in module.named_parameters():
+        (inner if is_map(name, parameter) else rest).append(parameter)
     # initial_lr is what rate() below is a fraction of
     return [
-        torch.optim.Muon([{"params": inner, "initial_lr": MUON_RATE}], lr=MUON_RATE, weight_decay=WEIGHT_DECAY,
-                         adjust_lr_fn="match_rms_adamw"),
+        Muon([{"params": inner, "initial_lr": MUON_RATE}]),
         torch.optim.AdamW([{"params": rest, "initial_lr": ADAMW_RATE}], lr=ADAMW_RATE, betas=(0.9, 0.95),
                           weight_decay=WEIGHT_DECAY),
     ]
@@ -39,3 +94,49 @@ def rate(progress: float) -> float:
         return progress / WARMUP
     fallen = (progress - WARMUP) / (1 - WARMUP)
     return LOWEST + (1 - LOWEST) * (1 + math.cos(math.pi * fallen)) / 2
+
+
+class Learner:
+    """What is learned, kept in float32; a copy of it to compute with, in the dtype that is faster; and optimisers.
+
+    An update is often smaller than bfloat16's steps: weights kept in bfloat16 would not move.
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype):
+        self.module = module
+        self.optimizers = make(module)
+        self.working = module if dtype == torch.float32 else copy.deepcopy(module)
+        for parameter in self.working.parameters():     # not the gates' biases: steps of 0.001 need float32
+            parameter.data = parameter.data.to(dtype)
+
+    def freeze(self, parts: tuple[str, ...]) -> None:
+        """These parts stay as they are; no gradient is computed for them, which is most of their cost."""
+        for name, parameter in self.working.named_parameters():
+            parameter.requires_grad_(not name.startswith(parts))
+
+    def step(self, rate: float) -> float:
+        """After a backward pass through `working`: average the team's gradients, step. Returns the gradient's norm."""
+        self._fetch_gradients()
+        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * rate
+            optimizer.step()
+            optimizer.zero_grad()
+        return norm.item()
+
+    def _fetch_gradients(self) -> None:
+        learning = []
+        for own, worked in zip(self.module.parameters(), self.working.parameters(), strict=True):
+            grad, worked.grad, own.grad = worked.grad, None, None
+            if worked.requires_grad:        # an expert nobody visited has a gradient, too: zero
+                own.grad = torch.zeros_like(own) if grad is None else grad.to(own.dtype)
+                learning.append(own.grad)
+        team.average(learning)
+
+    @torch.no_grad()
+    def hand_out(self) -> None:
+        """What was learned, to the copy."""
+        if self.working is not self.module:
+            for own, worked in zip(self.module.state_dict().values(), self.working.state_dict().values(), strict=True):
+                worked.copy_(own)
