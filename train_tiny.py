@@ -20,11 +20,10 @@ from pathlib import Path
 import torch
 
 import minivl2
-from minivl2 import toyworld
 from minivl2.processor import Processor, ProcessorConfig
 from minivl2.training import evaluation, loop, report, sight, team
 from minivl2.training.curriculum import CURRICULUM
-from minivl2.training.tokenizer import train_tokenizer
+from minivl2.training.tokenizer import sentences, train_tokenizer
 
 
 def main() -> None:
@@ -72,8 +71,7 @@ def start(options: argparse.Namespace) -> loop.Trainer:
         print(f"an earlier run is kept as {move_aside(options.out)}")
     torch.manual_seed(options.seed)
     config = minivl2.Config.named("toy")
-    sentences = (turn["content"] for i in range(3000) for turn in toyworld.draw(i).conversation())
-    tokenizer = train_tokenizer(sentences, config.language.vocab_size)
+    tokenizer = train_tokenizer(sentences(), config.language.vocab_size)
     processor = Processor(tokenizer, ProcessorConfig.of(config))
     model = minivl2.build(config)
     plan = loop.Plan(options.steps or 0, options.seed, options.batch, options.dtype or "", options.sight)

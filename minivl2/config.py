@@ -281,7 +281,7 @@ def _sizes() -> dict[str, Config]:
     # The toy keeps every idea at a size two laptop cores can train: latent attention, shared and routed experts,
     # and 7 x 7 patches, an odd grid, so that the projector has to pad it to 8 x 8 as the real one pads 27 to 28.
     toy = LanguageConfig(
-        vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=4, max_position_embeddings=1024,
+        vocab_size=640, hidden_size=128, intermediate_size=256, num_hidden_layers=4, max_position_embeddings=1024,
         num_attention_heads=4, num_key_value_heads=4, q_lora_rank=None,
         kv_lora_rank=64, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32,
         n_routed_experts=8, num_experts_per_tok=2, n_shared_experts=1, moe_intermediate_size=64,

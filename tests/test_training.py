@@ -16,9 +16,10 @@ from minivl2 import toyworld
 from minivl2.config import Config, ProjectorConfig, VisionConfig
 from minivl2.processor import Processor, ProcessorConfig
 from minivl2.toyworld import Question
+from minivl2.toyworld.things import COLOURS, DIAMETER, SHAPES
 from minivl2.training import curriculum, evaluation, loop, optimizers, report
 from minivl2.training.evaluation import Answered
-from minivl2.training.tokenizer import train_tokenizer
+from minivl2.training.tokenizer import sentences, train_tokenizer
 
 SENTENCES = [turn["content"] for i in range(300) for turn in toyworld.draw(i).conversation()]
 
@@ -66,6 +67,14 @@ def test_digits_and_capitals_stay_single():
     assert [tokenizer.decode([i]) for i in tokenizer.encode("4711KLM").ids] == list("4711KLM")
 
 
+def test_a_name_is_one_token_wherever_it_stands():
+    """The same word begins an answer and follows other words. In pieces it would be a puzzle, not a name."""
+    tokenizer = train_tokenizer(sentences(1500), Config.named("toy").language.vocab_size)
+    for word in (*COLOURS, *SHAPES, *DIAMETER):
+        assert tokenizer.encode(word).tokens == [word] and len(tokenizer.encode(" " + word).ids) == 1
+    assert len(tokenizer.encode("\n\n").ids) == 1
+
+
 # the curriculum
 
 
@@ -107,9 +116,9 @@ def test_stages_follow_each_other():
 
 
 def test_captions_come_last_because_they_give_the_rest_away():
-    rng = random.Random(0)
+    rng, processor = random.Random(0), make().processor
     for i in range(50):
-        asked = curriculum.conversation(toyworld.draw(i, "scenes"), rng)[0::2]
+        asked = curriculum.conversation(processor, toyworld.draw(i, "scenes"), rng)[0::2]
         about_captions = ["name everything" in t["content"] or "describe" in t["content"] for t in asked]
         assert about_captions == sorted(about_captions)
 

@@ -34,9 +34,8 @@ CURRICULUM = (
     Stage(0.80, {"scenes": 2, "grounding": 1}, ((1, 1),)),
     Stage(1.00, {"scenes": 2, "grounding": 1, "text": 1}, ((1, 1), (2, 1), (1, 2))),
 )
-QUESTIONS = 6       # about one picture, in one conversation: seeing costs more than asking
-ROOM = 300          # characters for them and their answers: one endless caption would pad the whole batch
-TURN = 15           # characters' worth of tokens that every question costs by itself
+ROOM = 100          # tokens for questions and answers about one picture: seeing costs more than asking, padding is wasted
+TURN = 6            # tokens that every question costs by itself, for roles, line ends and the end of the answer
 
 
 def stage_at(progress: float, curriculum: tuple[Stage, ...] = CURRICULUM) -> Stage:
@@ -61,12 +60,13 @@ def picture(seed: str, kind: str, grid: Grid, things: int) -> toyworld.Sample:
             return sample
 
 
-def conversation(sample: toyworld.Sample, rng: random.Random) -> list[dict]:
-    """A few questions about one picture. Captions come last: they give away what the other questions ask for."""
+def conversation(processor: Processor, sample: toyworld.Sample, rng: random.Random) -> list[dict]:
+    """As many questions about one picture as there is room for, in random order, but captions last: they give away
+    what the other questions ask for."""
     asked, room = [], ROOM
     for question in rng.sample(sample.questions, len(sample.questions)):
-        size = len(question.text) + len(question.answer) + TURN
-        if not asked or (len(asked) < QUESTIONS and size <= room):
+        size = len(processor.tokenizer.encode(question.text + question.answer)) + TURN
+        if not asked or size <= room:
             asked.append(question)
             room -= size
     asked.sort(key=lambda question: "caption" in question.ability)
@@ -79,5 +79,6 @@ def training_batch(
     """The batch of this step; of a team, the part that is this rank's."""
     samples = pictures(seed, step, stage, size)
     return processor.batch([
-        processor(conversation(samples[i], random.Random(f"questions {seed} {step} {i}")), samples[i].images, training=True)
+        processor(conversation(processor, samples[i], random.Random(f"questions {seed} {step} {i}")), samples[i].images,
+                  training=True)
         for i in range(rank, size, team)])

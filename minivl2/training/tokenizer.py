@@ -4,11 +4,12 @@ Words become one token each. Digits and capitals stay single, as in DeepSeek's t
 "42" as two tokens can read numbers it has never seen.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from minivl2 import conversation as talk
+from minivl2 import toyworld
 
 # one digit | one capital | a word with the space before it | punctuation with the space after it | space
 _PIECES = r"[0-9]|[A-Z]| ?[a-z]+|[^\sA-Za-z0-9]+ ?|\s+"
@@ -27,3 +28,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         special_tokens=[talk.BEGIN, talk.END, *talk.SPECIAL_TOKENS])
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
+
+
+def sentences(pictures: int = 3000) -> Iterator[str]:
+    """What is asked and answered in the toy world, with the empty line that follows in a conversation."""
+    for seed in range(pictures):
+        for turn in toyworld.draw(seed).conversation():
+            yield turn["content"] + "\n\n"
