@@ -22,7 +22,7 @@ import torch
 import minivl2
 from minivl2.processor import Processor, ProcessorConfig
 from minivl2.training import evaluation, loop, report, sight, team
-from minivl2.training.curriculum import CURRICULUM
+from minivl2.training.curriculum import COURSES
 from minivl2.training.tokenizer import sentences, train_tokenizer
 
 
@@ -30,16 +30,47 @@ def main() -> None:
     options = read_options()
     run: Path = options.out
     team.join()
-    trainer = loop.Trainer.resume(run) if options.resume else start(options)
+    plan = loop.read_plan(run) if options.resume else make_plan(options)
+    # A run that was stopped while it learned to see begins again: it is fixed by its plan.
+    trainer = loop.Trainer.resume(run) if options.resume and loop.checkpoints(run) else begin(plan)
     if team.rank() == 0:
         parameters = sum(p.numel() for p in trainer.model.parameters())
-        print(f"{parameters / 1e6:.1f} M parameters, {trainer.plan.steps} steps of {trainer.plan.batch} pictures, "
-              f"{trainer.plan.dtype}" + (f", resumed at step {trainer.step}" if options.resume else ""))
+        print(f"{parameters / 1e6:.1f} M parameters, {plan.steps} steps of {plan.batch} pictures, {plan.dtype}"
+              + (f", resumed at step {trainer.step}" if trainer.step else ""))
     loop.run_all(trainer, run)
     first = team.rank() == 0
     team.leave()
     if first:
         show(trainer, options)
+
+
+def make_plan(options: argparse.Namespace) -> loop.Plan:
+    """A plan that fits the time, written into a new folder."""
+    plan = loop.Plan(options.steps or 0, options.seed, options.batch, options.dtype or "", options.sight, options.course)
+    if team.rank() == 0:
+        if options.out.exists():
+            print(f"an earlier run is kept as {move_aside(options.out)}")
+        if not options.steps:
+            print("measuring how fast this machine is, a few seconds ...")
+    plan = loop.measured(plan, options.minutes, *untrained(plan))
+    if team.rank() == 0:
+        loop.write_plan(plan, options.out)
+    return plan
+
+
+def untrained(plan: loop.Plan) -> tuple[minivl2.DeepSeekVL2, Processor]:
+    """Random weights, and a tokenizer made for the toy world."""
+    torch.manual_seed(plan.seed)
+    config = minivl2.Config.named("toy")
+    tokenizer = train_tokenizer(sentences(), config.language.vocab_size)
+    return minivl2.build(config), Processor(tokenizer, ProcessorConfig.of(config))
+
+
+def begin(plan: loop.Plan) -> loop.Trainer:
+    """A model that can see, and not yet speak."""
+    model, processor = untrained(plan)
+    sight.learn(model, processor, plan.seed, plan.sight, plan.dtype)
+    return loop.Trainer(model, processor, plan)
 
 
 def show(trainer: loop.Trainer, options: argparse.Namespace) -> None:
@@ -51,8 +82,8 @@ def show(trainer: loop.Trainer, options: argparse.Namespace) -> None:
     minivl2.save(model, processor, run / "model")
     report.draw_curves(loop.read_metrics(run), run / "curves.png")
 
-    kinds = tuple(CURRICULUM[-1].kinds)
-    asked = evaluation.questions(options.evaluation_seed, options.per_ability, kinds, CURRICULUM[-1].grids)
+    last = COURSES[trainer.plan.course][-1]
+    asked = evaluation.questions(options.evaluation_seed, options.per_ability, tuple(last.kinds), last.grids)
     answered = evaluation.answer_all(model, processor, asked)
     result = evaluation.scores(answered)
     (run / "scores.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -65,23 +96,6 @@ def show(trainer: loop.Trainer, options: argparse.Namespace) -> None:
           f"\n  minivl2 ask picture.png 'how many things are there?' --weights {run}/model")
 
 
-def start(options: argparse.Namespace) -> loop.Trainer:
-    """A fresh model and its tokenizer, and a plan that fits the time."""
-    if team.rank() == 0 and options.out.exists():
-        print(f"an earlier run is kept as {move_aside(options.out)}")
-    torch.manual_seed(options.seed)
-    config = minivl2.Config.named("toy")
-    tokenizer = train_tokenizer(sentences(), config.language.vocab_size)
-    processor = Processor(tokenizer, ProcessorConfig.of(config))
-    model = minivl2.build(config)
-    plan = loop.Plan(options.steps or 0, options.seed, options.batch, options.dtype or "", options.sight)
-    if team.rank() == 0 and not options.steps:
-        print("measuring how fast this machine is, a few seconds ...")
-    plan = loop.measured(plan, options.minutes, model, processor)
-    sight.learn(model, processor, plan.seed, plan.sight)
-    return loop.Trainer(model, processor, plan)
-
-
 def move_aside(run: Path) -> Path:
     """runs/toy becomes runs/toy-1, or the next number that is free."""
     free = next(path for i in itertools.count(1) if not (path := run.with_name(f"{run.name}-{i}")).exists())
@@ -92,6 +106,8 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10, help="how long to train, before the evaluation (default 10)")
     parser.add_argument("--steps", type=int, help="train so many steps instead, however long they take")
+    parser.add_argument("--course", choices=tuple(COURSES), default="short",
+                        help="short: what ten minutes can teach (default); whole: everything, for hours")
     parser.add_argument("--sight", type=int, default=0, metavar="STEPS",
                         help="steps of learning to see first (default: a quarter of the minutes)")
     parser.add_argument("--dtype", choices=loop.DTYPES, help="to compute in (default: the faster one here, measured)")

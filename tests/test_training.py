@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -87,7 +88,7 @@ def test_a_batch_is_fixed_by_seed_and_step_alone():
 
 def test_a_batch_holds_pictures_of_one_grid_only():
     for step in range(20):
-        grids = {sample.grid for sample in curriculum.pictures(0, step, curriculum.CURRICULUM[-1], 4)}
+        grids = {sample.grid for sample in curriculum.pictures(0, step, curriculum.COURSES["short"][-1], 4)}
         assert len(grids) == 1
 
 
@@ -99,7 +100,7 @@ def test_a_scene_has_no_more_things_than_the_stage_allows():
 
 def test_a_team_shares_a_batch_without_gap_or_overlap():
     trainer = make()
-    stage = curriculum.CURRICULUM[0]
+    stage = curriculum.COURSES["short"][0]
     whole = curriculum.training_batch(trainer.processor, 0, 5, stage, 4)
     parts = [curriculum.training_batch(trainer.processor, 0, 5, stage, 4, rank, team=2) for rank in range(2)]
 
@@ -112,7 +113,15 @@ def test_stages_follow_each_other():
     stages = (curriculum.Stage(0.5, {"scenes": 1}, ((1, 1),)), curriculum.Stage(1.0, {"text": 1}, ((2, 1),)))
     seen = [curriculum.stage_at(p, stages) for p in (0.0, 0.49, 0.5, 0.99, 1.0)]
     assert seen == [stages[0], stages[0], stages[1], stages[1], stages[1]]
-    assert curriculum.CURRICULUM[-1].until == 1.0
+
+
+@pytest.mark.parametrize("course", curriculum.COURSES.values(), ids=curriculum.COURSES)
+def test_a_course_lasts_to_the_end_and_can_draw_what_it_shows(course):
+    ends = [stage.until for stage in course]
+    assert ends == sorted(ends) and ends[-1] == 1.0
+    for stage in course:
+        for grid in stage.grids:
+            assert any(grid in toyworld.GRIDS[kind] for kind in stage.kinds), grid
 
 
 def test_captions_come_last_because_they_give_the_rest_away():
@@ -191,7 +200,7 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(tmp_path, dtype):
     killed = make(dtype=dtype)
     run_to(killed, 3)
     killed.save(tmp_path)
-    (tmp_path / "plan.json").write_text(json.dumps({"plan": dataclasses.asdict(killed.plan)}))
+    loop.write_plan(killed.plan, tmp_path)
     resumed = loop.Trainer.resume(tmp_path)
     assert resumed.step == 3
     run_to(resumed, 6)
@@ -223,20 +232,39 @@ def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert loop.checkpoints(tmp_path) == [tmp_path / "step-000001"]
 
 
-def test_a_run_logs_and_keeps_only_the_newest_checkpoint(tmp_path, monkeypatch):
+def test_a_run_logs_and_keeps_the_two_newest_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "LOG_EVERY", 2)
     monkeypatch.setattr(loop, "SAVE_EVERY", 0)
     trainer = make()
+    loop.write_plan(trainer.plan, tmp_path)
     loop.run_all(trainer, tmp_path)
     lines = loop.read_metrics(tmp_path)
     assert [line["step"] for line in lines] == [2, 4, 6]
     assert all(line["load"] >= 1 and line["loss"] > 0 for line in lines)
-    assert [p.name for p in loop.checkpoints(tmp_path)] == ["step-000006"]
+    assert [p.name for p in loop.checkpoints(tmp_path)] == ["step-000005", "step-000006"]
     assert json.loads((tmp_path / "plan.json").read_text())["ran_on"]["torch"] == torch.__version__
     assert loop.read_metrics(tmp_path, up_to=4) == lines[:2]
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.state", "config.json", "progress.json"])
+@pytest.mark.parametrize("how", ["cut", "altered"])
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_taken(tmp_path, capsys, file, how):
+    trainer = make()
+    loop.write_plan(trainer.plan, tmp_path)
+    for step in (1, 2):
+        run_to(trainer, step)
+        trainer.save(tmp_path)
+    damaged = tmp_path / "step-000002" / file
+    content = bytearray(damaged.read_bytes())
+    damaged.write_bytes(content[: len(content) // 2] if how == "cut" else content[:-30] + bytes(20) + content[-10:])
+    assert loop.Trainer.resume(tmp_path).step == 1
+    assert "step-000002 is damaged" in capsys.readouterr().err
+
+
 def test_there_is_nothing_to_resume_in_an_empty_folder(tmp_path):
+    with pytest.raises(loop.TrainingError, match=r"no plan\.json"):
+        loop.Trainer.resume(tmp_path)
+    loop.write_plan(make().plan, tmp_path)
     with pytest.raises(loop.TrainingError, match="no checkpoint to resume"):
         loop.Trainer.resume(tmp_path)
 
@@ -278,7 +306,7 @@ def test_scores_stand_beside_the_guess():
 def test_it_is_never_tested_on_a_picture_it_was_trained_on():
     asked = evaluation.questions(seed=0, per_ability=5, kinds=("scenes",))
     tested = {sample.images[0].tobytes() for sample, _ in asked}
-    stage = curriculum.CURRICULUM[0]
+    stage = curriculum.COURSES["short"][0]
     trained = {s.images[0].tobytes() for step in range(100) for s in curriculum.pictures(0, step, stage, 8)}
     assert len(tested) > 5 and not tested & trained
 
@@ -338,6 +366,24 @@ def test_the_script_trains_saves_scores_and_resumes(tmp_path):
     assert done.returncode == 0 and "resumed at step 3" in done.stdout
     again = load_file(run / "model" / "model.safetensors")
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("moment", ["plan.json", "step-000000", "step-000002"])
+def test_killed_at_any_moment_it_resumes_to_the_weights_of_an_undisturbed_run(tmp_path, moment):
+    """Killed while it learns to see, before the first step, and later."""
+    often = "from minivl2.training import loop; loop.SAVE_EVERY = 0; import train_tiny; train_tiny.main()"
+    settings = ["--steps", "12", "--sight", "3", "--batch", "2", "--per-ability", "1", "--dtype", "float32", "--out"]
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    process = subprocess.Popen([sys.executable, "-c", often, *settings, str(killed)])
+    while not (killed / moment).exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (killed / "model").exists()
+    for out, more in ((killed, ["--resume"]), (undisturbed, [])):
+        subprocess.run([sys.executable, "train_tiny.py", *settings, str(out), *more], check=True, timeout=300)
+    first, second = (load_file(out / "model" / "model.safetensors") for out in (killed, undisturbed))
+    assert_same(first, second)
 
 
 def test_two_processes_learn_what_one_learns(tmp_path):

@@ -29,18 +29,32 @@ class Stage:
     frozen: tuple[str, ...] = ()    # parts of the model that do not learn meanwhile
 
 
-CURRICULUM = (
-    Stage(0.15, {"scenes": 2, "grounding": 1}, ((1, 1),), things=2),
-    Stage(0.80, {"scenes": 2, "grounding": 1}, ((1, 1),)),
-    Stage(1.00, {"scenes": 2, "grounding": 1, "text": 1}, ((1, 1), (2, 1), (1, 2))),
-)
+SEEING = ("vision", "projector")        # learned before (sight.py), and worth a third of the time
+PLAIN: tuple[Grid, ...] = ((1, 1),)
+SMALL: tuple[Grid, ...] = ((1, 1), (2, 1), (1, 2))
+ALL = tuple(dict.fromkeys(grid for grids in toyworld.GRIDS.values() for grid in grids))
+FEW = {"scenes": 2, "grounding": 1}
+EVERYTHING = {"scenes": 2, "grounding": 2, "text": 2, "documents": 1, "tables": 1, "charts": 1, "pairs": 2}
+COURSES = {
+    # what ten minutes are enough for
+    "short": (
+        Stage(0.65, FEW, PLAIN, frozen=SEEING),
+        Stage(1.00, {**FEW, "charts": 1, "text": 1}, SMALL, frozen=SEEING),
+    ),
+    # the whole toy world, in hours
+    "whole": (
+        Stage(0.20, FEW, PLAIN, frozen=SEEING),
+        Stage(0.50, {**EVERYTHING, "pairs": 1}, (*SMALL, (2, 2)), frozen=SEEING),
+        Stage(1.00, EVERYTHING, ALL),
+    ),
+}
 ROOM = 100          # tokens for questions and answers about one picture: seeing costs more than asking, padding is wasted
 TURN = 6            # tokens that every question costs by itself, for roles, line ends and the end of the answer
 
 
-def stage_at(progress: float, curriculum: tuple[Stage, ...] = CURRICULUM) -> Stage:
+def stage_at(progress: float, course: tuple[Stage, ...]) -> Stage:
     """progress from 0 to 1"""
-    return next((stage for stage in curriculum if progress < stage.until), curriculum[-1])
+    return next((stage for stage in course if progress < stage.until), course[-1])
 
 
 def pictures(seed: int, step: int, stage: Stage, size: int) -> list[toyworld.Sample]:

@@ -6,18 +6,20 @@ A run is a folder:
 
     plan.json          all that decides the run, and what it ran on
     metrics.jsonl      a line every few steps
-    step-000400/       the newest checkpoint: the published layout, plus optimizer.state and progress.json
+    step-000400/       the newest checkpoints: the published layout, plus optimizer.state and progress.json
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
 import math
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -35,13 +38,15 @@ from minivl2.files import written_whole
 from minivl2.model import DeepSeekVL2
 from minivl2.processor import Processor
 from minivl2.training import optimizers, sight, team
-from minivl2.training.curriculum import CURRICULUM, stage_at, training_batch
+from minivl2.training.curriculum import COURSES, Stage, stage_at, training_batch
 from minivl2.weights import load, write_checkpoint
 
 DTYPES = ("bfloat16", "float32")
 SEEING = 0.25           # of the time goes into learning to see
 LOG_EVERY = 10          # steps
 SAVE_EVERY = 60         # seconds
+KEPT = 2                # checkpoints: should the newest turn out to be damaged, there is one before it
+PROGRESS = "progress.json"
 OPTIMIZER = "optimizer.state"       # a safetensors file; the ending *.safetensors would make it part of the weights
 
 
@@ -58,11 +63,14 @@ class Plan:
     batch: int = 16             # pictures per step
     dtype: str = "bfloat16"     # of the forward and backward pass; what is learned is kept in float32
     sight: int = 0              # steps of learning to see, before these
+    course: str = "short"       # which pictures when, by its name in curriculum.COURSES
+
+    def stage_at(self, step: int) -> Stage:
+        return stage_at(step / self.steps, COURSES[self.course])
 
     def batch_at(self, step: int, processor: Processor) -> Batch:
         """This process's part of the batch of this step."""
-        stage = stage_at(step / self.steps)
-        return training_batch(processor, self.seed, step, stage, self.batch, team.rank(), team.size())
+        return training_batch(processor, self.seed, step, self.stage_at(step), self.batch, team.rank(), team.size())
 
 
 class Trainer:
@@ -78,7 +86,7 @@ class Trainer:
     def train_step(self, batch: Batch) -> dict[str, float]:
         """One step of both optimisers. Returns what to log. Raises TrainingError if the loss is not a number."""
         progress = self.step / self.plan.steps
-        self.learner.freeze(stage_at(progress).frozen)
+        self.learner.freeze(self.plan.stage_at(self.step).frozen)
         loss = self.learner.working.loss(batch)
         # Each process averages over its own answers; weighted by how many those are, the team's mean is that of all.
         answers = batch.learned.sum()
@@ -117,21 +125,35 @@ class Trainer:
         with written_whole(folder) as staged:
             write_checkpoint(self.model, self.processor, staged)
             save_file(state, staged / OPTIMIZER)
-            (staged / "progress.json").write_text(json.dumps({"step": self.step}))
-        for older in checkpoints(run)[:-1]:
+            (staged / PROGRESS).write_text(json.dumps({"step": self.step, "sha256": digests(staged)}))
+        for older in checkpoints(run)[:-KEPT]:
             shutil.rmtree(older)
 
     @classmethod
     def resume(cls, run: Path) -> Trainer:
-        """As it was when the newest checkpoint was written."""
-        found = checkpoints(run)
-        if not found or not (run / "plan.json").exists():
-            raise TrainingError(f"{run} holds no checkpoint to resume from")
-        plan = Plan(**json.loads((run / "plan.json").read_text())["plan"])
-        model, processor = load(found[-1])
+        """As it was when the newest checkpoint that can be read was written."""
+        plan = read_plan(run)
+        for folder in reversed(checkpoints(run)):
+            try:
+                return cls._read(folder, plan)
+            except (TrainingError, ValueError, OSError, KeyError, SafetensorError) as problem:
+                print(f"{folder} is damaged ({problem}); trying the one before it", file=sys.stderr)
+        raise TrainingError(f"{run} holds no checkpoint to resume from")
+
+    @classmethod
+    def _read(cls, folder: Path, plan: Plan) -> Trainer:
+        progress = json.loads((folder / PROGRESS).read_text())
+        damaged = [name for name, digest in digests(folder).items() if digest != progress["sha256"].get(name)]
+        if damaged:
+            raise TrainingError(f"not what was written: {', '.join(damaged)}")
+        model, processor = load(folder)
+        for parameter in model.parameters():
+            # Mapped from the file, numbers begin at any address, and sums over them run in another order: the last
+            # digits would differ from those of the run that was stopped.
+            parameter.data = parameter.data.clone()
         trainer = cls(model, processor, plan)
-        trainer.step = json.loads((found[-1] / "progress.json").read_text())["step"]
-        saved = load_file(found[-1] / OPTIMIZER)
+        trainer.step = progress["step"]
+        saved = load_file(folder / OPTIMIZER)
         for i, optimizer in enumerate(trainer.learner.optimizers):
             state: dict[int, dict[str, Tensor]] = {}
             for name, value in saved.items():
@@ -144,7 +166,26 @@ class Trainer:
 
 def checkpoints(run: Path) -> list[Path]:
     """The whole ones, oldest first."""
-    return sorted(path for path in run.glob("step-*") if (path / "progress.json").exists())
+    return sorted(path for path in run.glob("step-*") if (path / PROGRESS).exists())
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file, but of the one they are written into."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in sorted(folder.iterdir()) if file.name != PROGRESS}
+
+
+def write_plan(plan: Plan, run: Path) -> None:
+    with written_whole(run) as staged:
+        (staged / "plan.json").write_text(
+            json.dumps({"plan": dataclasses.asdict(plan), "ran_on": circumstances()}, indent=1) + "\n")
+
+
+def read_plan(run: Path) -> Plan:
+    """Raises TrainingError if there is none."""
+    if not (run / "plan.json").exists():
+        raise TrainingError(f"{run} holds no plan.json, so there is no run to resume")
+    return Plan(**json.loads((run / "plan.json").read_text())["plan"])
 
 
 def heaviest_load(routings: list[Routing]) -> float:
@@ -158,10 +199,7 @@ def run_all(trainer: Trainer, run: Path) -> None:
         for batch in prepared(trainer):
             trainer.train_step(batch)
         return
-    run.mkdir(parents=True, exist_ok=True)
-    if trainer.step == 0:
-        description = {"plan": dataclasses.asdict(trainer.plan), "ran_on": circumstances()}
-        (run / "plan.json").write_text(json.dumps(description, indent=1) + "\n")
+    trainer.save(run)
     metrics = read_metrics(run, up_to=trainer.step)
     bar = tqdm(total=trainer.plan.steps, initial=trainer.step, desc="training", unit="step", smoothing=0.05)
     saved_at = time.monotonic()
@@ -208,30 +246,33 @@ def measured(plan: Plan, minutes: float, model: DeepSeekVL2, processor: Processo
     """
     if plan.steps and plan.dtype:
         return plan
-    seeing = SEEING * minutes * 60
-    for tries in (2, 6):        # the first warm up
-        start = time.perf_counter()
-        sight.learn(copy.deepcopy(model), processor, plan.seed, tries, show=False)
-    plan = dataclasses.replace(plan, sight=plan.sight or int(seeing * tries / (time.perf_counter() - start)))
-    seconds = {}
-    for dtype in [plan.dtype] if plan.dtype else DTYPES:
-        trial = Trainer(copy.deepcopy(model), processor, dataclasses.replace(plan, steps=1, dtype=dtype))
-        starts = (0.0, *(stage.until for stage in CURRICULUM))
-        seconds[dtype] = sum(
-            (stage.until - start) * _seconds_a_step(trial, stage) for start, stage in zip(starts, CURRICULUM, strict=False))
+    seconds = {dtype: _seconds_a_step(dataclasses.replace(plan, steps=1000, dtype=dtype), model, processor)
+               for dtype in ([plan.dtype] if plan.dtype else DTYPES)}
     dtype = min(seconds, key=seconds.get)
-    steps = plan.steps or max(1, int((minutes * 60 - seeing) / seconds[dtype]))
-    return team.as_the_first_says(dataclasses.replace(plan, dtype=dtype, steps=steps))
+    steps = plan.steps or max(1, int((1 - SEEING) * minutes * 60 / seconds[dtype]))
+    look = plan.sight
+    if not look:
+        for tries in (2, 8):        # the first warm up
+            start = time.perf_counter()
+            sight.learn(copy.deepcopy(model), processor, plan.seed, tries, dtype, show=False)
+        look = max(1, int(SEEING * minutes * 60 * tries / (time.perf_counter() - start)))
+    return team.as_the_first_says(dataclasses.replace(plan, dtype=dtype, steps=steps, sight=look))
 
 
-def _seconds_a_step(trainer: Trainer, stage, repeats: int = 4) -> float:
-    times = []
-    for i in range(repeats):
-        batch = training_batch(trainer.processor, -1, i, stage, trainer.plan.batch, team.rank(), team.size())
-        start = time.perf_counter()
-        trainer.train_step(batch)
-        times.append(time.perf_counter() - start)
-    return sum(times[1:]) / (repeats - 1)       # the first warms up
+def _seconds_a_step(plan: Plan, model: DeepSeekVL2, processor: Processor, tries: int = 6) -> float:
+    """On average over the course, of each stage the first step not counted, which warms up."""
+    trainer, mean, began = Trainer(copy.deepcopy(model), processor, plan), 0.0, 0.0
+    for stage in COURSES[plan.course]:
+        trainer.step = int(began * plan.steps)
+        batches = prepared(trainer)
+        for i in range(1 + tries):
+            if i == 1:
+                start = time.perf_counter()
+            trainer.train_step(next(batches))
+        batches.close()
+        mean += (stage.until - began) * (time.perf_counter() - start) / tries
+        began = stage.until
+    return mean
 
 
 def circumstances() -> dict[str, str]:
