@@ -5,6 +5,9 @@
     python train_tiny.py --resume               go on with a run that was interrupted
     torchrun --standalone --nproc-per-node 2 train_tiny.py
                                                 two processes: half as fast again (this is what make train does)
+    python train_tiny.py --course whole --minutes 180
+                                                everything the toy world asks, not only what ten minutes can teach
+    python train_tiny.py --ablate latent        what an idea of the paper buys: with it and without, compared
 
 You will see one progress bar, then a table of what it learned, each ability beside a blind guess, and a few answers.
 The folder runs/toy then holds model/ (a checkpoint in the published layout: `minivl2 ask` reads it), curves.png,
@@ -20,17 +23,25 @@ from pathlib import Path
 import torch
 
 import minivl2
-from minivl2.processor import Processor, ProcessorConfig
-from minivl2.training import evaluation, loop, report, sight, team
+from minivl2.processor import Processor
+from minivl2.training import ablations, evaluation, loop, report, sight, team
 from minivl2.training.curriculum import COURSES
 from minivl2.training.tokenizer import sentences, train_tokenizer
 
 
 def main() -> None:
     options = read_options()
-    run: Path = options.out
     team.join()
-    plan = loop.read_plan(run) if options.resume else make_plan(options)
+    if options.ablate:
+        compare(options)
+    else:
+        train(options, options.out)
+    team.leave()
+
+
+def train(options: argparse.Namespace, run: Path, variant: str = "") -> dict:
+    """Train, or go on training, the toy or a variant of it. Returns its scores (to the first of a team)."""
+    plan = loop.read_plan(run) if options.resume else make_plan(options, run, variant)
     # A run that was stopped while it learned to see begins again: it is fixed by its plan.
     trainer = loop.Trainer.resume(run) if options.resume and loop.checkpoints(run) else begin(plan)
     if team.rank() == 0:
@@ -38,32 +49,47 @@ def main() -> None:
         print(f"{parameters / 1e6:.1f} M parameters, {plan.steps} steps of {plan.batch} pictures, {plan.dtype}"
               + (f", resumed at step {trainer.step}" if trainer.step else ""))
     loop.run_all(trainer, run)
-    first = team.rank() == 0
-    team.leave()
-    if first:
-        show(trainer, options)
+    return show(trainer, run, options) if team.rank() == 0 else {}
 
 
-def make_plan(options: argparse.Namespace) -> loop.Plan:
-    """A plan that fits the time, written into a new folder."""
-    plan = loop.Plan(options.steps or 0, options.seed, options.batch, options.dtype or "", options.sight, options.course)
+def compare(options: argparse.Namespace) -> None:
+    """Train the variants of an ablation one after the other, for as many steps each, and draw what came of them."""
+    house = options.out.with_name(f"ablate-{options.ablate}")
+    options.course = ablations.ABLATIONS[options.ablate].course
+    results, metrics, resume = {}, {}, options.resume
+    for name in ablations.ABLATIONS[options.ablate].variants:
+        variant = f"{options.ablate}: {name}"
+        run = ablations.folder_of(variant, house)
+        options.resume = resume and (run / "plan.json").exists()
+        results[name] = train(options, run, variant)
+        plan = loop.read_plan(run)
+        options.steps, options.sight, options.dtype = plan.steps, plan.sight, plan.dtype      # as the first
+        metrics[name] = loop.read_metrics(run)
     if team.rank() == 0:
-        if options.out.exists():
-            print(f"an earlier run is kept as {move_aside(options.out)}")
+        print("\n" + ablations.report(options.ablate, results, metrics, house / "comparison.png"))
+        print(f"Look at {house}/comparison.png")
+
+
+def make_plan(options: argparse.Namespace, run: Path, variant: str) -> loop.Plan:
+    """A plan that fits the time, written into a new folder."""
+    plan = loop.Plan(
+        options.steps or 0, options.seed, options.batch, options.dtype or "", options.sight, options.course, variant)
+    if team.rank() == 0:
+        if run.exists():
+            print(f"an earlier run is kept as {move_aside(run)}")
         if not options.steps:
             print("measuring how fast this machine is, a few seconds ...")
     plan = loop.measured(plan, options.minutes, *untrained(plan))
     if team.rank() == 0:
-        loop.write_plan(plan, options.out)
+        loop.write_plan(plan, run)
     return plan
 
 
 def untrained(plan: loop.Plan) -> tuple[minivl2.DeepSeekVL2, Processor]:
     """Random weights, and a tokenizer made for the toy world."""
     torch.manual_seed(plan.seed)
-    config = minivl2.Config.named("toy")
-    tokenizer = train_tokenizer(sentences(), config.language.vocab_size)
-    return minivl2.build(config), Processor(tokenizer, ProcessorConfig.of(config))
+    config, seeing = ablations.configurations(plan.variant)
+    return minivl2.build(config), Processor(train_tokenizer(sentences(), config.language.vocab_size), seeing)
 
 
 def begin(plan: loop.Plan) -> loop.Trainer:
@@ -73,10 +99,10 @@ def begin(plan: loop.Plan) -> loop.Trainer:
     return loop.Trainer(model, processor, plan)
 
 
-def show(trainer: loop.Trainer, options: argparse.Namespace) -> None:
+def show(trainer: loop.Trainer, run: Path, options: argparse.Namespace) -> dict:
     """What was learned: files, scores, answers."""
-    run: Path = options.out
-    torch.set_num_threads(os.cpu_count() or 1)      # the others are gone
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)      # the others have nothing to do
 
     model, processor = trainer.model.eval(), trainer.processor
     minivl2.save(model, processor, run / "model")
@@ -94,6 +120,8 @@ def show(trainer: loop.Trainer, options: argparse.Namespace) -> None:
         print(f"  {one.question.text:<45} {one.answer}" + ("" if one.right else f"   (no: {one.question.answer})"))
     print(f"\nLook at {run}/sheet.png and {run}/curves.png, or ask it yourself:"
           f"\n  minivl2 ask picture.png 'how many things are there?' --weights {run}/model")
+    torch.set_num_threads(threads)
+    return result
 
 
 def move_aside(run: Path) -> Path:
@@ -108,6 +136,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="train so many steps instead, however long they take")
     parser.add_argument("--course", choices=tuple(COURSES), default="short",
                         help="short: what ten minutes can teach (default); whole: everything, for hours")
+    parser.add_argument("--ablate", choices=tuple(ablations.ABLATIONS),
+                        help="train the toy with and without one idea, so many minutes each, and compare")
     parser.add_argument("--sight", type=int, default=0, metavar="STEPS",
                         help="steps of learning to see first (default: a quarter of the minutes)")
     parser.add_argument("--dtype", choices=loop.DTYPES, help="to compute in (default: the faster one here, measured)")

@@ -81,8 +81,9 @@ def evaluate(options: argparse.Namespace) -> int:
     folder = options.folder or default_weights()
     model, processor = load(folder)
     asked = evaluation.questions(options.seed, options.per_task, tuple(options.kinds or toyworld.KINDS))
-    result = evaluation.scores(evaluation.answer_all(model, processor, asked))
-    print(evaluation.table(result))
+    answered = evaluation.answer_all(model, processor, asked)
+    result = evaluation.scores(answered)
+    print(f"{evaluation.table(result)}\n\n{evaluation.table_by_grid(answered)}")
     if options.json:
         print(json.dumps(result))
     return 0

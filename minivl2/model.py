@@ -29,6 +29,7 @@ class Loss(NamedTuple):
 
     total: Tensor
     text: Tensor                # mean cross-entropy over the labelled tokens
+    each: Tensor                # (labelled tokens,) cross-entropy of each, row after row
     balance: Tensor             # sum of all layers' balance losses, unweighted
     routings: list[Routing]
 
@@ -80,10 +81,11 @@ class DeepSeekVL2(nn.Module):
         hidden, routings = self.decoder(self.embed(batch), batch.attention_mask)
         learned = batch.learned
         logits = self.decoder.head(hidden[:, :-1][learned])                 # only where there is something to learn
-        text = F.cross_entropy(logits.float(), batch.labels[:, 1:][learned])
+        each = F.cross_entropy(logits.float(), batch.labels[:, 1:][learned], reduction="none")
+        text = each.mean()
         lang = self.config.language
         balance = sum((balance_loss(r, batch.attention_mask, lang.seq_aux) for r in routings), torch.zeros_like(text))
-        return Loss(text + lang.aux_loss_alpha * balance, text, balance, routings)
+        return Loss(text + lang.aux_loss_alpha * balance, text, each, balance, routings)
 
 
 def without_twins(tiles: Tensor, sizes: list[tuple[int, int]]) -> tuple[list[int], list[int]]:

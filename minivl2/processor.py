@@ -34,6 +34,7 @@ class ProcessorConfig:
     downsample_ratio: int = 2
     image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    tile_rule: str = "released"         # not in published files: all published models follow the released rule
 
     @property
     def tile(self) -> int:
@@ -62,11 +63,14 @@ class ProcessorConfig:
         return cls(**values)
 
     def to_dict(self) -> dict:
-        """All that the published file says."""
+        """All that the published file says; and the tile rule, if it is another than theirs."""
+        ours = dataclasses.asdict(self)
+        if self.tile_rule == "released":
+            del ours["tile_rule"]
         return {
             "processor_class": "DeepseekVLV2Processor", "sft_format": "deepseek", "normalize": True,
             "image_token": talk.IMAGE, "pad_token": talk.PAD, "ignore_id": IGNORED,
-            "add_special_token": False, "mask_prompt": False, **dataclasses.asdict(self),
+            "add_special_token": False, "mask_prompt": False, **ours,
         }
 
 
@@ -133,7 +137,7 @@ class Processor:
         if len(opened) > TILED_UP_TO:
             grids = [(1, 1)] * len(opened)
         else:
-            grids = [grid_of(image.size, cfg.candidate_resolutions, cfg.tile) for image in opened]
+            grids = [grid_of(image.size, cfg.candidate_resolutions, cfg.tile, cfg.tile_rule) for image in opened]
         views = [cut(image, g, cfg.tile, cfg.image_mean, cfg.image_std) for image, g in zip(opened, grids, strict=True)]
         return torch.cat([torch.empty(0, 3, cfg.tile, cfg.tile), *views]), grids
 

@@ -45,9 +45,23 @@ def select_best_resolution(image: Size, candidates: Sequence[Size]) -> Size:
     return tuple(max(candidates, key=rank))     # max returns the first of equals
 
 
-def grid_of(image: Size, candidates: Sequence[Size], tile: int) -> Size:
+def least_padding(image: Size, candidates: Sequence[Size]) -> Size:
+    """The paper's rule, for comparison: the candidate of which the enlarged image leaves the smallest area empty; among
+    equals the first, so the smallest."""
+    def padded(candidate: Size) -> float:
+        (width, height), (W, H) = image, candidate
+        scale = min(W / width, H / height)
+        return round(W * H - width * height * scale**2, 6)      # equal areas shall be equal, whatever the rounding
+
+    return tuple(min(candidates, key=padded))
+
+
+RULES = {"released": select_best_resolution, "paper": least_padding}
+
+
+def grid_of(image: Size, candidates: Sequence[Size], tile: int, rule: str = "released") -> Size:
     """(w, h): how many tiles across and down the chosen resolution has."""
-    width, height = select_best_resolution(image, candidates)
+    width, height = RULES[rule](image, candidates)
     return width // tile, height // tile
 
 

@@ -37,6 +37,25 @@ def test_images_whose_resolution_the_published_code_was_asked_for(image, chosen)
     assert grid_of(image, NINE, 384) == (chosen[0] // 384, chosen[1] // 384)
 
 
+@pytest.mark.parametrize("image, chosen", [
+    ((640, 480), (384, 384)),       # the same tile padded by a quarter, whether it is 384 or 768 wide: the smaller area
+    ((800, 400), (768, 384)),
+    ((400, 1200), (384, 1152)),
+    ((1000, 1000), (384, 384)),     # every square leaves nothing empty: the first, where the released rule says 1152
+])
+def test_the_papers_sentence_pads_least(image, chosen):
+    assert grid_of(image, NINE, 384, "paper") == (chosen[0] // 384, chosen[1] // 384)
+
+
+@given(SIDES, SIDES)
+def test_by_the_papers_sentence_no_candidate_would_pad_less(width, height):
+    def padded(candidate):
+        scale = min(candidate[0] / width, candidate[1] / height)
+        return candidate[0] * candidate[1] - (width * scale) * (height * scale)
+    chosen = grid_of((width, height), NINE, 384, "paper")
+    assert padded((384 * chosen[0], 384 * chosen[1])) <= min(map(padded, NINE)) + 1e-3
+
+
 def test_the_earlier_candidate_wins_a_tie():
     upright, lying = (384, 768), (768, 384)
     assert select_best_resolution((100, 100), [upright, lying]) == upright

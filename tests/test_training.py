@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import minivl2
 from minivl2 import toyworld
 from minivl2.config import Config, ProjectorConfig, VisionConfig
+from minivl2.conversation import END
 from minivl2.processor import Processor, ProcessorConfig
 from minivl2.toyworld import Question
 from minivl2.toyworld.things import COLOURS, DIAMETER, SHAPES
@@ -81,7 +82,7 @@ def test_a_name_is_one_token_wherever_it_stands():
 
 def test_a_batch_is_fixed_by_seed_and_step_alone():
     trainer = make()
-    one, again, other = (trainer.plan.batch_at(step, trainer.processor) for step in (3, 3, 4))
+    one, again, other = (trainer.plan.lesson_at(step, trainer.processor).batch for step in (3, 3, 4))
     assert torch.equal(one.input_ids, again.input_ids) and torch.equal(one.tiles, again.tiles)
     assert one.input_ids.shape != other.input_ids.shape or not torch.equal(one.input_ids, other.input_ids)
 
@@ -101,12 +102,27 @@ def test_a_scene_has_no_more_things_than_the_stage_allows():
 def test_a_team_shares_a_batch_without_gap_or_overlap():
     trainer = make()
     stage = curriculum.COURSES["short"][0]
-    whole = curriculum.training_batch(trainer.processor, 0, 5, stage, 4)
-    parts = [curriculum.training_batch(trainer.processor, 0, 5, stage, 4, rank, team=2) for rank in range(2)]
+    whole = curriculum.lesson(trainer.processor, 0, 5, stage, 4)
+    parts = [curriculum.lesson(trainer.processor, 0, 5, stage, 4, rank, team=2) for rank in range(2)]
 
     def lines(batch):
         return [row[mask].tolist() for row, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
-    assert lines(whole)[0::2] == lines(parts[0]) and lines(whole)[1::2] == lines(parts[1])
+    assert lines(whole.batch)[0::2] == lines(parts[0].batch) and lines(whole.batch)[1::2] == lines(parts[1].batch)
+
+
+def test_every_token_of_an_answer_knows_which_ability_it_belongs_to():
+    processor, stage = make().processor, curriculum.COURSES["whole"][-1]
+    for step in range(10):
+        whole = curriculum.lesson(processor, 0, step, stage, 3)
+        alone = [curriculum.lesson(processor, 0, step, stage, 3, rank, team=3) for rank in range(3)]
+        assert whole.abilities == [ability for part in alone for ability in part.abilities]
+        for sample, (batch, abilities) in zip(curriculum.pictures(0, step, stage, 3), alone, strict=True):
+            ids = batch.labels[:, 1:][batch.learned].tolist()
+            for ability in set(abilities):
+                said = processor.tokenizer.decode(
+                    [i for i, a in zip(ids, abilities, strict=True) if a == ability], skip_special_tokens=False)
+                answers = [q.answer for q in sample.questions if q.ability == ability]
+                assert any(said.startswith(answer + END) for answer in answers), (said, answers)
 
 
 def test_stages_follow_each_other():
@@ -127,8 +143,8 @@ def test_a_course_lasts_to_the_end_and_can_draw_what_it_shows(course):
 def test_captions_come_last_because_they_give_the_rest_away():
     rng, processor = random.Random(0), make().processor
     for i in range(50):
-        asked = curriculum.conversation(processor, toyworld.draw(i, "scenes"), rng)[0::2]
-        about_captions = ["name everything" in t["content"] or "describe" in t["content"] for t in asked]
+        asked = curriculum.interview(processor, toyworld.draw(i, "scenes"), rng)
+        about_captions = ["caption" in question.ability for question in asked]
         assert about_captions == sorted(about_captions)
 
 
@@ -152,14 +168,14 @@ def test_the_rate_rises_then_falls():
 def test_it_learns_a_few_pictures_by_heart(dtype):
     """If this fails, the whole training can only fail: the first thing to try with any model."""
     trainer = make(steps=120, dtype=dtype)
-    batch = trainer.plan.batch_at(0, trainer.processor)
+    batch = trainer.plan.lesson_at(0, trainer.processor)
     losses = [trainer.train_step(batch)["loss"] for _ in range(120)]
     assert losses[-1] < 0.3 * losses[0]
 
 
 def test_in_bfloat16_the_weights_themselves_stay_float32():
     trainer = make(dtype="bfloat16")
-    trainer.train_step(trainer.plan.batch_at(0, trainer.processor))
+    trainer.train_step(trainer.plan.lesson_at(0, trainer.processor))
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
     assert {p.dtype for p in trainer.learner.working.parameters()} == {torch.bfloat16}
     for own, worked in zip(trainer.model.parameters(), trainer.learner.working.parameters(), strict=True):
@@ -170,8 +186,8 @@ def test_the_correction_bias_moves_by_its_step_toward_balance():
     trainer = make(topk_method="noaux_tc", scoring_func="sigmoid")
     gate = trainer.model.decoder.layers[1].mlp.gate
     before = gate.bias.clone()
-    batch = trainer.plan.batch_at(0, trainer.processor)
-    experts = trainer.model.loss(batch).routings[0].experts
+    batch = trainer.plan.lesson_at(0, trainer.processor)
+    experts = trainer.model.loss(batch.batch).routings[0].experts
     trainer.train_step(batch)
     load = experts.flatten().bincount(minlength=4).float()
     torch.testing.assert_close(gate.bias - before, 0.001 * (load.mean() - load).sign())
@@ -182,7 +198,7 @@ def test_a_loss_that_is_not_a_number_stops_and_names_the_batch():
     with torch.no_grad():
         trainer.model.decoder.head.weight.fill_(float("nan"))
     with pytest.raises(loop.TrainingError, match=r"step 0 \(seed 0\)"):
-        trainer.train_step(trainer.plan.batch_at(0, trainer.processor))
+        trainer.train_step(trainer.plan.lesson_at(0, trainer.processor))
 
 
 # saving and resuming
@@ -190,7 +206,7 @@ def test_a_loss_that_is_not_a_number_stops_and_names_the_batch():
 
 def run_to(trainer, step):
     while trainer.step < step:
-        trainer.train_step(trainer.plan.batch_at(trainer.step, trainer.processor))
+        trainer.train_step(trainer.plan.lesson_at(trainer.step, trainer.processor))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -303,6 +319,16 @@ def test_scores_stand_beside_the_guess():
     assert "50%" in evaluation.table(result)
 
 
+def test_scores_are_told_by_grid_from_few_tiles_to_many():
+    def on(grid, wanted, given):
+        sample = dataclasses.replace(toyworld.draw(0, "scenes"), grid=grid)
+        return Answered(sample, Question("count", "?", wanted), given)
+    told = evaluation.table_by_grid([
+        on((2, 2), "3", "3"), on((3, 1), "1", "2"), on((1, 2), ONE_BOX, ONE_BOX), on((1, 2), "1", "2")])
+    assert [line.split() for line in told.splitlines()[1:]] == [
+        ["1", "x", "2", "50%", "2", "1.00"], ["3", "x", "1", "0%", "1"], ["2", "x", "2", "100%", "1"]]
+
+
 def test_it_is_never_tested_on_a_picture_it_was_trained_on():
     asked = evaluation.questions(seed=0, per_ability=5, kinds=("scenes",))
     tested = {sample.images[0].tobytes() for sample, _ in asked}
@@ -336,7 +362,8 @@ def test_each_question_is_asked_alone():
 
 
 def test_the_report_draws_curves_and_a_sheet(tmp_path):
-    metrics = [{"step": i, "loss": 5 / (i + 1), "load": 1.5} for i in range(20)]
+    metrics = [{"step": i, "loss": 5 / (i + 1), "load": 1.5, "experts": [[0.5, 1.5], [1.0, 1.0]],
+                "abilities": {"count": 1.0, "colour": i / 20} if i % 2 else {"box": 2.0}} for i in range(20)]
     report.draw_curves(metrics, tmp_path / "curves.png")
     report.draw_sheet([answered(ONE_BOX, ONE_BOX), answered("3", "$4 <b>", "count")], tmp_path / "sheet.png")
     assert (tmp_path / "curves.png").stat().st_size > 5000 and (tmp_path / "sheet.png").stat().st_size > 5000

@@ -10,6 +10,7 @@ need more tiles, and to letters. A batch holds pictures of one tile grid, so tha
 import itertools
 import random
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from minivl2 import toyworld
 from minivl2.batch import Batch
@@ -47,6 +48,10 @@ COURSES = {
         Stage(0.50, {**EVERYTHING, "pairs": 1}, (*SMALL, (2, 2)), frozen=SEEING),
         Stage(1.00, EVERYTHING, ALL),
     ),
+    # one ability that needs the tiles
+    "reading": (
+        Stage(1.00, {"text": 1}, ((2, 1), (1, 2), (2, 2)), frozen=SEEING),
+    ),
 }
 ROOM = 100          # tokens for questions and answers about one picture: seeing costs more than asking, padding is wasted
 TURN = 6            # tokens that every question costs by itself, for roles, line ends and the end of the answer
@@ -74,7 +79,7 @@ def picture(seed: str, kind: str, grid: Grid, things: int) -> toyworld.Sample:
             return sample
 
 
-def conversation(processor: Processor, sample: toyworld.Sample, rng: random.Random) -> list[dict]:
+def interview(processor: Processor, sample: toyworld.Sample, rng: random.Random) -> list[toyworld.Question]:
     """As many questions about one picture as there is room for, in random order, but captions last: they give away
     what the other questions ask for."""
     asked, room = [], ROOM
@@ -83,16 +88,28 @@ def conversation(processor: Processor, sample: toyworld.Sample, rng: random.Rand
         if not asked or size <= room:
             asked.append(question)
             room -= size
-    asked.sort(key=lambda question: "caption" in question.ability)
-    return toyworld.messages(asked, images=len(sample.images))
+    return sorted(asked, key=lambda question: "caption" in question.ability)
 
 
-def training_batch(
+class Lesson(NamedTuple):
+    """A batch, and of each of its labelled tokens, row after row, to the answer of which ability it belongs."""
+
+    batch: Batch
+    abilities: list[str]
+
+
+def lesson(
     processor: Processor, seed: int, step: int, stage: Stage, size: int, rank: int = 0, team: int = 1
-) -> Batch:
-    """The batch of this step; of a team, the part that is this rank's."""
+) -> Lesson:
+    """What is learned from in this step; of a team, the part that is this rank's."""
     samples = pictures(seed, step, stage, size)
-    return processor.batch([
-        processor(conversation(processor, samples[i], random.Random(f"questions {seed} {step} {i}")), samples[i].images,
-                  training=True)
-        for i in range(rank, size, team)])
+    batches, abilities = [], []
+    for i in range(rank, size, team):
+        asked = interview(processor, samples[i], random.Random(f"questions {seed} {step} {i}"))
+        talk = toyworld.messages(asked, images=len(samples[i].images))
+        batches.append(processor(talk, samples[i].images, training=True))
+        labelled = batches[-1].learned[0].tolist()
+        answers = [len(list(run)) for learned, run in itertools.groupby(labelled) if learned]
+        for question, tokens in zip(asked, answers, strict=True):
+            abilities += [question.ability] * tokens
+    return Lesson(processor.batch(batches), abilities)

@@ -122,3 +122,14 @@ def table(result: dict) -> str:
     if result["mean_iou"] is not None:
         lines.append(f"boxes: mean IoU {result['mean_iou']:.2f}, {result['iou_50']:.0%} above 0.5")
     return "\n".join(lines)
+
+
+def table_by_grid(answered: list[Answered]) -> str:
+    """How the score depends on the number of tiles the pictures are cut into."""
+    lines = [f"{'tiles':<18}{'right':>8}{'of':>14}{'mean IoU':>10}"]
+    for across, down in sorted({one.sample.grid for one in answered}, key=lambda grid: (grid[0] * grid[1], grid)):
+        ones = [one for one in answered if one.sample.grid == (across, down)]
+        overlap = mean([one.overlap for one in ones if one.overlap is not None])
+        lines.append(f"{across} x {down:<14}{mean([one.right for one in ones]):>8.0%}{len(ones):>14}"
+                     f"{'' if overlap is None else f'{overlap:.2f}':>10}")
+    return "\n".join(lines)

@@ -21,10 +21,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -32,13 +34,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from minivl2.batch import Batch
 from minivl2.experts import Routing
 from minivl2.files import written_whole
 from minivl2.model import DeepSeekVL2
 from minivl2.processor import Processor
 from minivl2.training import optimizers, sight, team
-from minivl2.training.curriculum import COURSES, Stage, stage_at, training_batch
+from minivl2.training.curriculum import COURSES, Lesson, Stage, lesson, stage_at
 from minivl2.weights import load, write_checkpoint
 
 DTYPES = ("bfloat16", "float32")
@@ -64,13 +65,14 @@ class Plan:
     dtype: str = "bfloat16"     # of the forward and backward pass; what is learned is kept in float32
     sight: int = 0              # steps of learning to see, before these
     course: str = "short"       # which pictures when, by its name in curriculum.COURSES
+    variant: str = ""           # of the toy, by its name in ablations.py
 
     def stage_at(self, step: int) -> Stage:
         return stage_at(step / self.steps, COURSES[self.course])
 
-    def batch_at(self, step: int, processor: Processor) -> Batch:
-        """This process's part of the batch of this step."""
-        return training_batch(processor, self.seed, step, self.stage_at(step), self.batch, team.rank(), team.size())
+    def lesson_at(self, step: int, processor: Processor) -> Lesson:
+        """This process's part of what is learned from in this step."""
+        return lesson(processor, self.seed, step, self.stage_at(step), self.batch, team.rank(), team.size())
 
 
 class Trainer:
@@ -83,8 +85,9 @@ class Trainer:
         self.learner = optimizers.Learner(model, getattr(torch, plan.dtype))
         self.step = 0
 
-    def train_step(self, batch: Batch) -> dict[str, float]:
+    def train_step(self, lesson: Lesson) -> dict[str, Any]:
         """One step of both optimisers. Returns what to log. Raises TrainingError if the loss is not a number."""
+        batch, abilities = lesson
         progress = self.step / self.plan.steps
         self.learner.freeze(self.plan.stage_at(self.step).frozen)
         loss = self.learner.working.loss(batch)
@@ -102,6 +105,8 @@ class Trainer:
         return {
             "step": self.step, "loss": text.item(), "balance": balance.item(), "gradient": norm,
             "rate": optimizers.rate(progress), "load": heaviest_load(loss.routings),
+            "experts": [[round(n, 3) for n in relative_load(routing)] for routing in loss.routings],
+            "abilities": mean_by_name(loss.each.tolist(), abilities),
         }
 
     def _balance(self, routings: list[Routing]) -> None:
@@ -188,47 +193,66 @@ def read_plan(run: Path) -> Plan:
     return Plan(**json.loads((run / "plan.json").read_text())["plan"])
 
 
+def relative_load(routing: Routing) -> list[float]:
+    """How many times its fair share each expert of a layer gets: all 1 is perfectly even."""
+    return (routing.load / routing.load.float().mean()).tolist()
+
+
 def heaviest_load(routings: list[Routing]) -> float:
-    """How many times its fair share the busiest expert of any layer gets: 1 is perfectly even."""
-    return max(((r.load.max() / r.load.float().mean()).item() for r in routings), default=1.0)
+    """That of the busiest expert of any layer."""
+    return max((max(relative_load(routing)) for routing in routings), default=1.0)
+
+
+def mean_by_name(values: Iterable[float], names: Iterable[str]) -> dict[str, float]:
+    """The mean of the values of each name, by name in alphabetical order."""
+    collected: dict[str, list[float]] = {}
+    for name, value in zip(names, values, strict=True):
+        collected.setdefault(name, []).append(value)
+    return {name: round(fmean(collected[name]), 4) for name in sorted(collected)}
 
 
 def run_all(trainer: Trainer, run: Path) -> None:
     """Train to the plan's end. The team's first process shows a progress bar, logs, and saves once a minute."""
     if team.rank() > 0:
-        for batch in prepared(trainer):
-            trainer.train_step(batch)
+        for lesson in prepared(trainer):
+            trainer.train_step(lesson)
         return
     trainer.save(run)
     metrics = read_metrics(run, up_to=trainer.step)
     bar = tqdm(total=trainer.plan.steps, initial=trainer.step, desc="training", unit="step", smoothing=0.05)
+    losses = tqdm(bar_format="{desc}", position=1)          # a second line: the loss of each ability
     saved_at = time.monotonic()
-    with bar, open(run / "metrics.jsonl", "w", encoding="utf-8") as log:
+    heard: list[tuple[str, float]] = []                     # ability, loss: since the last line was logged
+    with bar, losses, open(run / "metrics.jsonl", "w", encoding="utf-8") as log:
         log.writelines(json.dumps(line) + "\n" for line in metrics)
-        for batch in prepared(trainer):
-            measured = trainer.train_step(batch)
+        for lesson in prepared(trainer):
+            measured = trainer.train_step(lesson)
+            heard += measured["abilities"].items()
             bar.update()
             if trainer.step % LOG_EVERY == 0:
+                names, values = zip(*heard, strict=True)
+                measured["abilities"], heard = mean_by_name(values, names), []
                 log.write(json.dumps(measured) + "\n")
                 log.flush()
                 bar.set_postfix(loss=f"{measured['loss']:.2f}", load=f"{measured['load']:.1f}")
+                losses.set_description_str("  ".join(f"{name} {x:.2f}" for name, x in measured["abilities"].items()))
             if time.monotonic() - saved_at > SAVE_EVERY:
                 trainer.save(run)
                 saved_at = time.monotonic()
     trainer.save(run)
 
 
-def prepared(trainer: Trainer) -> Iterator[Batch]:
-    """The batches that are left, each drawn by a second thread while the step before it is computed."""
+def prepared(trainer: Trainer) -> Iterator[Lesson]:
+    """The lessons that are left, each drawn by a second thread while the step before it is computed."""
     with ThreadPoolExecutor(max_workers=1) as artist:
         def order(step: int):
-            return artist.submit(trainer.plan.batch_at, step, trainer.processor)
+            return artist.submit(trainer.plan.lesson_at, step, trainer.processor)
         coming = order(trainer.step)
         for step in range(trainer.step, trainer.plan.steps):
-            batch = coming.result()
+            lesson = coming.result()
             if step + 1 < trainer.plan.steps:
                 coming = order(step + 1)
-            yield batch
+            yield lesson
 
 
 def read_metrics(run: Path, up_to: float = math.inf) -> list[dict]:
@@ -264,12 +288,12 @@ def _seconds_a_step(plan: Plan, model: DeepSeekVL2, processor: Processor, tries:
     trainer, mean, began = Trainer(copy.deepcopy(model), processor, plan), 0.0, 0.0
     for stage in COURSES[plan.course]:
         trainer.step = int(began * plan.steps)
-        batches = prepared(trainer)
+        lessons = prepared(trainer)
         for i in range(1 + tries):
             if i == 1:
                 start = time.perf_counter()
-            trainer.train_step(next(batches))
-        batches.close()
+            trainer.train_step(next(lessons))
+        lessons.close()
         mean += (stage.until - began) * (time.perf_counter() - start) / tries
         began = stage.until
     return mean

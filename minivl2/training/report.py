@@ -4,7 +4,7 @@ Tests    tests/test_training.py
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -13,26 +13,85 @@ matplotlib.use("Agg")       # files, no windows: training runs where there is no
 import matplotlib.pyplot as plt
 
 from minivl2 import grounding
+from minivl2.toyworld import ABILITIES
 from minivl2.training.evaluation import Answered
 
-RIGHT, WRONG = "#1a7f37", "#cf222e"
+RIGHT, WRONG, BLUE = "#1a7f37", "#cf222e", "#4363d8"
+COLOURS = (BLUE, "#f58231", "#808080", "#911eb4")
 
 
 def draw_curves(metrics: Sequence[dict], path: Path) -> None:
-    """Loss and expert load over the steps."""
+    """Over the steps: the loss, the loss of each ability, and how the work is divided among the experts."""
     steps = [line["step"] for line in metrics]
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 5), sharex=True, height_ratios=(2, 1), layout="constrained")
+    abilities = [name for name in ABILITIES if any(name in line["abilities"] for line in metrics)]
+    layers = len(metrics[0]["experts"]) if metrics else 0
+    across = 6
+    down = -(-len(abilities) // across)
+    figure = plt.figure(figsize=(11, 3 + 1.3 * down + 0.9 * layers), layout="constrained")
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(3, 1.3 * max(down, 1), 0.9 * max(layers, 1)))
+
+    axis = top.subplots()
     loss = [line["loss"] for line in metrics]
-    top.plot(steps, loss, color="#4363d8", alpha=0.3, label="each step logged")
-    top.plot(steps, smooth(loss), color="#4363d8", label="smoothed")
-    top.set(ylabel="loss of the answers (nats a token)", ylim=(0, None))
-    top.legend(frameon=False)
-    bottom.plot(steps, [line["load"] for line in metrics], color="#f58231")
-    bottom.axhline(1, color="grey", linewidth=0.8, linestyle=":")
-    bottom.set(ylabel="busiest expert\n(× its fair share)", xlabel="step", ylim=(0, None))
-    for axis in (top, bottom):
+    axis.plot(steps, loss, color=BLUE, alpha=0.3, label="each step logged")
+    axis.plot(steps, smooth(loss), color=BLUE, label="smoothed")
+    axis.set(ylabel="loss of the answers\n(nats a token)", xlabel="step", ylim=(0, None))
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+
+    middle.suptitle("of each ability", fontsize=9)
+    small = middle.subplots(max(down, 1), across, sharex=True, squeeze=False)
+    for axis in small.flat:
+        axis.axis("off")
+    for axis, ability in zip(small.flat, abilities, strict=False):
+        lines = [line for line in metrics if ability in line["abilities"]]
+        axis.axis("on")
+        axis.plot([line["step"] for line in lines], smooth([line["abilities"][ability] for line in lines], 0.8), color=BLUE)
+        axis.set_title(ability, fontsize=8, loc="left")
+        axis.set(ylim=(0, None), xlim=(0, max(steps)))
+        axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+
+    bottom.suptitle("each expert's load: 1 is its fair share, a row is an expert", fontsize=9)
+    maps = bottom.subplots(max(layers, 1), 1, sharex=True, squeeze=False)[:, 0]
+    for layer in range(layers):
+        shares = list(zip(*(line["experts"][layer] for line in metrics), strict=True))
+        drawn = maps[layer].imshow(shares, aspect="auto", vmin=0, vmax=2, cmap="RdBu_r", interpolation="nearest",
+                                   extent=(steps[0], steps[-1] + 1, len(shares) - 0.5, -0.5))
+        maps[layer].set_ylabel(f"MoE layer {layer + 1}", fontsize=7)
+        maps[layer].tick_params(labelsize=7)
+    if layers:
+        maps[-1].set_xlabel("step", fontsize=8)
+        bottom.colorbar(drawn, ax=maps, shrink=0.9)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_comparison(
+    title: str, results: Mapping[str, dict], metrics: Mapping[str, Sequence[dict]], path: Path
+) -> None:
+    """Several runs side by side: the scores of each ability, the loss, and the load of the busiest expert."""
+    abilities = list(next(iter(results.values()))["scores"])
+    figure = plt.figure(figsize=(11, 2 + 0.32 * len(abilities) * len(results) ** 0.5), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplot_mosaic([["scores", "loss"], ["scores", "load"]])
+    thick = 0.8 / len(results)
+    for i, (name, colour) in enumerate(zip(results, COLOURS, strict=False)):
+        at = [row + (i + 0.5) * thick - 0.4 for row in range(len(abilities))]
+        axes["scores"].barh(at, [results[name]["scores"][a] for a in abilities], height=thick, color=colour, label=name)
+        steps = [line["step"] for line in metrics[name]]
+        axes["loss"].plot(steps, smooth([line["loss"] for line in metrics[name]]), color=colour)
+        axes["load"].plot(steps, smooth([line["load"] for line in metrics[name]]), color=colour)
+    guess = next(iter(results.values()))["guess"]
+    axes["scores"].vlines([guess[a] for a in abilities], [row - 0.45 for row in range(len(abilities))],
+                            [row + 0.45 for row in range(len(abilities))], color="black", linewidth=1, label="a blind guess")
+    axes["scores"].set(yticks=range(len(abilities)), yticklabels=abilities, xlim=(0, 1), xlabel="right")
+    axes["scores"].invert_yaxis()
+    figure.legend(loc="outside lower center", frameon=False, ncols=len(results) + 1)
+    axes["loss"].set(ylabel="loss (nats a token)", ylim=(0, None))
+    axes["load"].set(ylabel="busiest expert\n(× its fair share)", xlabel="step", ylim=(0, None))
+    for axis in axes.values():
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 

@@ -1,0 +1,75 @@
+"""Tests of minivl2/training/ablations.py: every variant can be built and trained, and differs in what its name says."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from minivl2 import build
+from minivl2.config import Config
+from minivl2.processor import Processor, ProcessorConfig
+from minivl2.toyworld import GRIDS
+from minivl2.training import ablations, curriculum, loop
+from minivl2.training.tokenizer import sentences, train_tokenizer
+
+VARIANTS = [f"{name}: {variant}" for name, ablation in ablations.ABLATIONS.items() for variant in ablation.variants]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(sentences(), Config.named("toy").language.vocab_size)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_takes_a_step(variant, tokenizer):
+    config, seeing = ablations.configurations(variant)
+    plan = loop.Plan(steps=10, batch=2, dtype="float32", course=ablations.ABLATIONS[variant.partition(":")[0]].course)
+    trainer = loop.Trainer(build(config), Processor(tokenizer, seeing), plan)
+    measured = trainer.train_step(plan.lesson_at(0, trainer.processor))
+    assert measured["loss"] > 0
+
+
+@pytest.mark.parametrize("name", ablations.ABLATIONS)
+def test_the_first_variant_is_the_toy_itself_and_the_others_are_not(name):
+    toy = Config.named("toy"), ProcessorConfig.of(Config.named("toy"))
+    first, *others = [ablations.configurations(f"{name}: {variant}") for variant in ablations.ABLATIONS[name].variants]
+    assert first == toy == ablations.configurations()
+    assert others and all(other != toy for other in others)
+
+
+@pytest.mark.parametrize("name", ["latent", "shared", "balance"])
+def test_variants_are_about_as_large_as_the_toy(name):
+    """Or else size, not the idea, might explain a difference."""
+    sizes = []
+    for variant in ablations.ABLATIONS[name].variants:
+        with torch.device("meta"):
+            model = build(ablations.configurations(f"{name}: {variant}")[0])
+        sizes.append(sum(p.numel() for p in model.parameters()))
+    assert max(sizes) < 1.1 * min(sizes)
+
+
+def test_without_tiles_a_picture_is_seen_in_one(tokenizer):
+    config, seeing = ablations.configurations("tiles: global view only")
+    stage = curriculum.COURSES[ablations.ABLATIONS["tiles"].course][0]
+    for grid in set(GRIDS["text"]):
+        samples = curriculum.pictures(0, 0, dataclasses.replace(stage, grids=(grid,)), 2)
+        views, grids = Processor(tokenizer, seeing).tile(list(samples[0].images))
+        assert len(views) == 2 and grids == [(1, 1)]
+
+
+def test_a_change_reaches_parts_and_leaves_the_rest():
+    changed = ablations.changed(Config.named("toy"), {"language": {"n_routed_experts": 4}})
+    assert changed.language.n_routed_experts == 4
+    assert dataclasses.replace(changed, language=Config.named("toy").language) == Config.named("toy")
+
+
+def test_a_comparison_is_a_picture_and_a_table(tmp_path):
+    result = {"scores": {"read": 0.5, "line": 0.25}, "guess": {"read": 0.0, "line": 0.0}, "n": {}}
+    worse = {**result, "scores": {"read": 0.125, "line": 0.0}}
+    lines = [{"step": 10 * i, "loss": 3 - i / 10, "load": 1.5} for i in range(1, 20)]
+    names = list(ablations.ABLATIONS["latent"].variants)
+    text = ablations.report("latent", dict(zip(names, (result, worse), strict=True)), dict.fromkeys(names, lines),
+                            tmp_path / "comparison.png")
+    assert (tmp_path / "comparison.png").stat().st_size > 10_000
+    assert "50%" in text and "12%" in text
+    assert "80 cached numbers a token and layer" in text and "256 cached" in text     # 64 + 16, and 2 * 4 heads * 32
