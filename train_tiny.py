@@ -24,13 +24,15 @@ import torch
 
 import minivl2
 from minivl2.processor import Processor
-from minivl2.training import ablations, evaluation, loop, report, sight, team
+from minivl2.training import ablations, evaluation, loop, report, team
 from minivl2.training.curriculum import COURSES
 from minivl2.training.tokenizer import sentences, train_tokenizer
 
 
 def main() -> None:
     options = read_options()
+    if options.recipe == "paper":
+        options.course = "paper"
     team.join()
     if options.ablate:
         compare(options)
@@ -95,7 +97,7 @@ def untrained(plan: loop.Plan) -> tuple[minivl2.DeepSeekVL2, Processor]:
 def begin(plan: loop.Plan) -> loop.Trainer:
     """A model that can see, and not yet speak."""
     model, processor = untrained(plan)
-    sight.learn(model, processor, plan.seed, plan.sight, plan.dtype)
+    plan.see(model, processor, plan.sight)
     return loop.Trainer(model, processor, plan)
 
 
@@ -134,8 +136,10 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10, help="how long to train, before the evaluation (default 10)")
     parser.add_argument("--steps", type=int, help="train so many steps instead, however long they take")
-    parser.add_argument("--course", choices=tuple(COURSES), default="short",
-                        help="short: what ten minutes can teach (default); whole: everything, for hours")
+    parser.add_argument("--course", choices=("short", "whole", "reading"), default="short",
+                        help="short: what ten minutes can teach (default); whole: everything, for hours; reading: text only")
+    parser.add_argument("--recipe", choices=("fast", "paper"), default="fast",
+                        help="paper: SigLIP's loss, then the paper's three stages, with AdamW (default: the fastest found)")
     parser.add_argument("--ablate", choices=tuple(ablations.ABLATIONS),
                         help="train the toy with and without one idea, so many minutes each, and compare")
     parser.add_argument("--sight", type=int, default=0, metavar="STEPS",

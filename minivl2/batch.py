@@ -40,6 +40,16 @@ class Batch:
         return replace(self, **{name: t.to(device) for name, t in vars(self).items() if t is not None})
 
 
+def in_line(batches: Sequence[Batch]) -> Batch:
+    """Conversations of one row each, one behind the other in one row. Nothing separates them but their first tokens."""
+    def join(name: str, dim: int) -> Tensor:
+        return torch.cat([getattr(b, name) for b in batches], dim)
+
+    labels = [torch.nn.functional.pad(b.labels[:, 1:], (1, 0), value=IGNORED) for b in batches]
+    return Batch(join("input_ids", 1), join("attention_mask", 1), join("image_mask", 1), join("tiles", 0), join("grids", 0),
+                 torch.cat(labels, 1))
+
+
 def pad_left(batches: Sequence[Batch], pad_id: int) -> Batch:
     """Several batches as one. Padded on the left, so that every conversation ends, and is continued, at the right."""
     if not batches:

@@ -16,6 +16,7 @@ from minivl2 import cost, grounding, toyworld
 from minivl2.config import SIZES, Config
 from minivl2.generation import stream
 from minivl2.images import open_image
+from minivl2.training import cluster
 from minivl2.weights import load, verify
 
 REPOSITORIES = {"tiny": "deepseek-ai/deepseek-vl2-tiny", "small": "deepseek-ai/deepseek-vl2-small",
@@ -61,6 +62,10 @@ def inspect(options: argparse.Namespace) -> int:
     named = options.model in SIZES
     config = Config.named(options.model) if named else Config.from_file(options.model)
     print(cost.report(f"DeepSeek-VL2 {options.model}" if named else options.model, config))
+    if options.train is not None:
+        if options.model not in cluster.PAPER:
+            raise ValueError(f"--train knows {', '.join(cluster.PAPER)}, whose training the paper describes")
+        print("\n" + cluster.report(options.model, options.train))
     return 0
 
 
@@ -109,6 +114,12 @@ def download(options: argparse.Namespace) -> int:
     return 0
 
 
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
 def default_weights() -> Path:
     """weights/toy, or else what make train made; here or in the repository."""
     for folder in ("weights/toy", "runs/toy/model"):
@@ -150,6 +161,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command(inspect, "inspect", "Show what a model costs: parameters, cache, memory", "minivl2 inspect tiny")
     sub.add_argument("model", metavar="NAME|DIR", help=f"{', '.join(SIZES)}; or a checkpoint folder; or its config.json")
+
+    sub.add_argument("--train", type=positive, nargs="?", const=0, metavar="MACHINES",
+                     help="and what its training costs on so many machines (default: the paper's number)")
 
     sub = command(check, "verify", "Check a checkpoint: every tensor there, of the right shape, finite",
                   "minivl2 verify weights/tiny")

@@ -37,11 +37,11 @@ def small_config(**changes) -> Config:
         projector=ProjectorConfig(input_dim=32, n_embed=32), language=language)
 
 
-def make(steps=6, dtype="float32", seed=0, **changes) -> loop.Trainer:
+def make(steps=6, dtype="float32", seed=0, course="short", **changes) -> loop.Trainer:
     torch.manual_seed(seed)
     config = small_config(**changes)
     processor = Processor(train_tokenizer(SENTENCES, config.language.vocab_size), ProcessorConfig.of(config))
-    return loop.Trainer(minivl2.build(config), processor, loop.Plan(steps=steps, batch=3, dtype=dtype))
+    return loop.Trainer(minivl2.build(config), processor, loop.Plan(steps=steps, batch=3, dtype=dtype, course=course))
 
 
 def weights(trainer) -> dict[str, torch.Tensor]:
@@ -146,6 +146,96 @@ def test_captions_come_last_because_they_give_the_rest_away():
         asked = curriculum.interview(processor, toyworld.draw(i, "scenes"), rng)
         about_captions = ["caption" in question.ability for question in asked]
         assert about_captions == sorted(about_captions)
+
+
+# the paper's recipe
+
+
+PAPER = curriculum.COURSES["paper"]
+
+
+def test_packing_keeps_every_token_and_fills_sequences():
+    processor, stage = make().processor, dataclasses.replace(PAPER[1], told=0.0, all_text=False, packed=0)
+    apart = curriculum.lesson(processor, 0, 3, stage, 6)
+    together = curriculum.lesson(processor, 0, 3, dataclasses.replace(stage, packed=400), 6)
+    assert len(together.batch) < len(apart.batch) and together.batch.input_ids.shape[1] <= 400
+
+    def tokens(batch, mask):
+        return sorted(batch.input_ids[:, 1:][mask].tolist())
+    assert tokens(together.batch, together.batch.learned) == tokens(apart.batch, apart.batch.learned)
+    assert sorted(together.abilities) == sorted(apart.abilities)
+    assert together.batch.attention_mask.sum() == apart.batch.attention_mask.sum()
+    assert torch.equal(together.batch.image_mask.sum(), apart.batch.image_mask.sum())
+
+
+def test_pictures_stay_with_their_conversations_when_packed():
+    """The visual tokens of a line are those of its conversations, in their order."""
+    trainer = make()
+    stage = dataclasses.replace(PAPER[1], told=0.3, packed=400)
+    alone = curriculum.lesson(trainer.processor, 0, 3, dataclasses.replace(stage, packed=0), 6).batch
+    packed = curriculum.lesson(trainer.processor, 0, 3, stage, 6).batch
+    with torch.no_grad():
+        apart, together = (trainer.model.embed(batch)[batch.image_mask] for batch in (alone, packed))
+    assert apart.shape == together.shape
+    torch.testing.assert_close(apart.sum(1).sort().values, together.sum(1).sort().values)
+
+
+def test_the_second_stage_learns_all_text_and_the_third_only_answers():
+    processor = make().processor
+    everything = curriculum.lesson(processor, 0, 1, dataclasses.replace(PAPER[1], packed=0), 6)
+    learned = everything.batch.labels != -100
+    assert torch.equal(learned & everything.batch.attention_mask,
+                       everything.batch.attention_mask & ~everything.batch.image_mask)
+    assert set(everything.abilities) == {"text"}
+    answers = curriculum.lesson(processor, 0, 1, PAPER[2], 6)
+    assert len(answers.abilities) == answers.batch.learned.sum() < len(everything.abilities)
+
+
+def test_a_told_picture_is_a_caption_a_question_and_no_image():
+    processor, stage = make().processor, dataclasses.replace(PAPER[1], told=1.0, packed=0)
+    batch, _ = curriculum.lesson(processor, 0, 1, stage, 3)
+    assert len(batch.tiles) == len(batch.grids) == batch.image_mask.sum() == 0
+    talk, abilities, images = curriculum.in_words(toyworld.draw(5, "scenes"), random.Random(0))
+    told, answer = (turn["content"] for turn in talk)
+    questions = {q.text: q for q in toyworld.draw(5, "scenes").questions}
+    caption, asked = told.split(". ", 1)
+    assert caption in {q.answer for q in questions.values()} and questions[asked].answer == answer
+    assert abilities == [questions[asked].ability] and images == ()
+
+
+def test_the_papers_rates_over_its_three_stages():
+    plan = loop.Plan(steps=1000, course="paper")
+    rates = [plan.rate_at(step) for step in range(1000)]
+    first, second, third = rates[:150], rates[150:850], rates[850:]
+    assert max(first) == pytest.approx(1, abs=0.01) and first[-1] < 0.1         # one cosine
+    assert second == pytest.approx([1.0] * 350 + [10**-0.5] * 175 + [0.1] * 175)
+    assert third == pytest.approx([3.0e-5 / 5.4e-4] * 150)
+
+
+def test_the_vision_tower_learns_at_a_tenth_of_the_rate():
+    trainer = make(course="paper")
+    optimizer, = trainer.learner.optimizers
+    names = {p: name for name, p in trainer.model.named_parameters()}
+    rates = {names[p]: group["initial_lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert set(rates) == set(names.values())
+    assert {rate for name, rate in rates.items() if name.startswith("vision.")} == {optimizers.ADAMW_RATE / 10}
+    assert {rate for name, rate in rates.items() if not name.startswith("vision.")} == {optimizers.ADAMW_RATE}
+    assert optimizer.defaults["betas"] == (0.9, 0.95) and optimizer.defaults["weight_decay"] == 0.1
+
+
+def test_the_language_model_waits_while_the_eye_is_aligned():
+    trainer = make(steps=100, course="paper")
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    run_to(trainer, 2)
+    changed = {name.split(".")[0] for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    assert "decoder" not in changed and {"vision", "projector"} <= changed
+
+
+@pytest.mark.parametrize("course, moves", [("short", True), ("paper", False)])
+def test_in_the_papers_first_stage_the_correction_bias_stands_still(course, moves):
+    trainer = make(course=course, topk_method="noaux_tc", scoring_func="sigmoid")
+    trainer.train_step(trainer.plan.lesson_at(0, trainer.processor))
+    assert trainer.model.decoder.layers[1].mlp.gate.bias.any() == moves
 
 
 # a step

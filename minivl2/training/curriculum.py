@@ -9,12 +9,15 @@ need more tiles, and to letters. A batch holds pictures of one tile grid, so tha
 
 import itertools
 import random
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from minivl2 import toyworld
-from minivl2.batch import Batch
+from minivl2.batch import IGNORED, Batch, in_line
 from minivl2.processor import Processor
+from minivl2.training.optimizers import rate as cosine
+from minivl2.training.optimizers import stepped
 
 Grid = tuple[int, int]
 
@@ -28,6 +31,12 @@ class Stage:
     grids: tuple[Grid, ...]
     things: int = 6                 # at most so many in a scene
     frozen: tuple[str, ...] = ()    # parts of the model that do not learn meanwhile
+    # what only the paper's recipe uses
+    rate: Callable[[float], float] | None = None    # of the full rate, over the stage; None: optimizers.rate over all
+    told: float = 0.0               # part of the conversations that are about a picture told in words
+    all_text: bool = False          # learn the questions, too
+    packed: int = 0                 # tokens of a sequence that conversations are packed into; 0: one each
+    bias_step: float = 0.001        # of the gates' correction biases, where they have them
 
 
 SEEING = ("vision", "projector")        # learned before (sight.py), and worth a third of the time
@@ -36,6 +45,7 @@ SMALL: tuple[Grid, ...] = ((1, 1), (2, 1), (1, 2))
 ALL = tuple(dict.fromkeys(grid for grids in toyworld.GRIDS.values() for grid in grids))
 FEW = {"scenes": 2, "grounding": 1}
 EVERYTHING = {"scenes": 2, "grounding": 2, "text": 2, "documents": 1, "tables": 1, "charts": 1, "pairs": 2}
+PAPER_FINE = 3.0 / 54                   # the third stage's rate beside that of the first two, for Tiny
 COURSES = {
     # what ten minutes are enough for
     "short": (
@@ -47,6 +57,12 @@ COURSES = {
         Stage(0.20, FEW, PLAIN, frozen=SEEING),
         Stage(0.50, {**EVERYTHING, "pairs": 1}, (*SMALL, (2, 2)), frozen=SEEING),
         Stage(1.00, EVERYTHING, ALL),
+    ),
+    # tables 1 and 2 of the paper, in proportion: align the eye with words, learn everything, learn to answer
+    "paper": (
+        Stage(0.15, {"scenes": 1}, PLAIN, frozen=("decoder",), rate=cosine, bias_step=0.0),
+        Stage(0.85, {**FEW, "charts": 1, "text": 1}, SMALL, rate=stepped, told=0.3, all_text=True, packed=512),
+        Stage(1.00, {**FEW, "charts": 1, "text": 1}, SMALL, rate=lambda _: PAPER_FINE, packed=512, bias_step=0.0),
     ),
     # one ability that needs the tiles
     "reading": (
@@ -103,13 +119,48 @@ def lesson(
 ) -> Lesson:
     """What is learned from in this step; of a team, the part that is this rank's."""
     samples = pictures(seed, step, stage, size)
-    batches, abilities = [], []
+    alone = []
     for i in range(rank, size, team):
-        asked = interview(processor, samples[i], random.Random(f"questions {seed} {step} {i}"))
-        talk = toyworld.messages(asked, images=len(samples[i].images))
-        batches.append(processor(talk, samples[i].images, training=True))
-        labelled = batches[-1].learned[0].tolist()
-        answers = [len(list(run)) for learned, run in itertools.groupby(labelled) if learned]
-        for question, tokens in zip(asked, answers, strict=True):
-            abilities += [question.ability] * tokens
-    return Lesson(processor.batch(batches), abilities)
+        rng = random.Random(f"questions {seed} {step} {i}")
+        if stage.told and rng.random() < stage.told:
+            talk, abilities, images = in_words(toyworld.draw(f"told {seed} {step} {i}", "scenes"), rng)
+        else:
+            asked = interview(processor, samples[i], rng)
+            talk, abilities = toyworld.messages(asked, len(samples[i].images)), [question.ability for question in asked]
+            images = samples[i].images
+        alone.append(labelled(processor(talk, images, training=True), abilities, stage.all_text))
+    if stage.packed:
+        alone = packed(alone, stage.packed)
+    return Lesson(processor.batch([one.batch for one in alone]), [name for one in alone for name in one.abilities])
+
+
+def labelled(batch: Batch, abilities: list[str], all_text: bool) -> Lesson:
+    """One conversation, and to which answer its tokens belong."""
+    if all_text:
+        batch = replace(batch, labels=batch.input_ids.masked_fill(batch.image_mask, IGNORED))
+        return Lesson(batch, ["text"] * int(batch.learned.sum()))
+    answers = [len(list(run)) for learned, run in itertools.groupby(batch.learned[0].tolist()) if learned]
+    return Lesson(batch, [name for name, tokens in zip(abilities, answers, strict=True) for _ in range(tokens)])
+
+
+def in_words(sample: toyworld.Sample, rng: random.Random) -> tuple[list[dict], list[str], tuple]:
+    """A conversation about a picture that is not shown but told: its caption, then a question."""
+    caption = next(question for question in sample.questions if question.ability == "caption")
+    question = rng.choice([question for question in sample.questions if question is not caption])
+    talk = toyworld.messages([replace(question, text=f"{caption.answer}. {question.text}")], images=0)
+    return talk, [question.ability], ()
+
+
+def packed(lessons: list[Lesson], room: int) -> list[Lesson]:
+    """Conversations in as few sequences of `room` tokens as the first fit finds. A token may look at the conversations
+    before its own, as in DeepSeek's own pre-training (DeepSeek-V3, arXiv:2412.19437, section 4.1)."""
+    lines: list[list[Lesson]] = []
+    for one in lessons:
+        length = one.batch.input_ids.shape[1]
+        free = [line for line in lines if sum(other.batch.input_ids.shape[1] for other in line) + length <= room]
+        if free:
+            free[0].append(one)
+        else:
+            lines.append([one])
+    return [Lesson(in_line([one.batch for one in line]), [name for one in line for name in one.abilities])
+            for line in lines]

@@ -38,7 +38,7 @@ from minivl2.experts import Routing
 from minivl2.files import written_whole
 from minivl2.model import DeepSeekVL2
 from minivl2.processor import Processor
-from minivl2.training import optimizers, sight, team
+from minivl2.training import contrast, optimizers, sight, team
 from minivl2.training.curriculum import COURSES, Lesson, Stage, lesson, stage_at
 from minivl2.weights import load, write_checkpoint
 
@@ -67,8 +67,22 @@ class Plan:
     course: str = "short"       # which pictures when, by its name in curriculum.COURSES
     variant: str = ""           # of the toy, by its name in ablations.py
 
+    def see(self, model: DeepSeekVL2, processor: Processor, steps: int, show: bool = True) -> None:
+        """Teach the model to see, before the steps."""
+        learn = contrast.learn if self.course == "paper" else sight.learn
+        learn(model, processor, self.seed, steps, self.dtype, show)
+
     def stage_at(self, step: int) -> Stage:
         return stage_at(step / self.steps, COURSES[self.course])
+
+    def rate_at(self, step: int) -> float:
+        """The fraction of the full learning rate."""
+        course, progress = COURSES[self.course], step / self.steps
+        now = self.stage_at(step)
+        if now.rate is None:
+            return optimizers.rate(progress)
+        began = max((stage.until for stage in course if stage.until < now.until), default=0.0)
+        return now.rate((progress - began) / (now.until - began))
 
     def lesson_at(self, step: int, processor: Processor) -> Lesson:
         """This process's part of what is learned from in this step."""
@@ -82,14 +96,15 @@ class Trainer:
         if plan.batch % team.size():
             raise TrainingError(f"{plan.batch} pictures cannot be shared evenly by {team.size()} processes")
         self.model, self.processor, self.plan = model.train(), processor, plan
-        self.learner = optimizers.Learner(model, getattr(torch, plan.dtype))
+        recipe = optimizers.paper if plan.course == "paper" else optimizers.fast
+        self.learner = optimizers.Learner(model, getattr(torch, plan.dtype), recipe(model))
         self.step = 0
 
     def train_step(self, lesson: Lesson) -> dict[str, Any]:
         """One step of both optimisers. Returns what to log. Raises TrainingError if the loss is not a number."""
         batch, abilities = lesson
-        progress = self.step / self.plan.steps
-        self.learner.freeze(self.plan.stage_at(self.step).frozen)
+        stage, rate = self.plan.stage_at(self.step), self.plan.rate_at(self.step)
+        self.learner.freeze(stage.frozen)
         loss = self.learner.working.loss(batch)
         # Each process averages over its own answers; weighted by how many those are, the team's mean is that of all.
         answers = batch.learned.sum()
@@ -98,23 +113,23 @@ class Trainer:
         text, balance = team.total(torch.stack((share * loss.text, loss.balance)).detach().double()) / team.size()
         if not (text + balance).isfinite():
             raise TrainingError(f"the loss of step {self.step} (seed {self.plan.seed}) is {text.item()}")
-        norm = self.learner.step(optimizers.rate(progress))
-        self._balance(loss.routings)
+        norm = self.learner.step(rate)
+        self._balance(loss.routings, stage.bias_step)
         self.learner.hand_out()
         self.step += 1
         return {
             "step": self.step, "loss": text.item(), "balance": balance.item(), "gradient": norm,
-            "rate": optimizers.rate(progress), "load": heaviest_load(loss.routings),
+            "rate": rate, "load": heaviest_load(loss.routings),
             "experts": [[round(n, 3) for n in relative_load(routing)] for routing in loss.routings],
             "abilities": mean_by_name(loss.each.tolist(), abilities),
         }
 
-    def _balance(self, routings: list[Routing]) -> None:
+    def _balance(self, routings: list[Routing], step: float) -> None:
         """Where the gate has a correction bias, move it toward balance."""
         gates = [layer.mlp.gate for layer in self.model.decoder.layers if hasattr(layer.mlp, "gate")]
         for gate, routing in zip(gates, routings, strict=True):
             if hasattr(gate, "bias"):
-                gate.step_bias(team.total(routing.load))
+                gate.step_bias(team.total(routing.load), step)
 
     def save(self, run: Path) -> None:
         """A new checkpoint folder, by one rename; then the older ones go. A kill at any moment leaves a whole one."""
@@ -278,7 +293,7 @@ def measured(plan: Plan, minutes: float, model: DeepSeekVL2, processor: Processo
     if not look:
         for tries in (2, 8):        # the first warm up
             start = time.perf_counter()
-            sight.learn(copy.deepcopy(model), processor, plan.seed, tries, dtype, show=False)
+            dataclasses.replace(plan, dtype=dtype).see(copy.deepcopy(model), processor, tries, show=False)
         look = max(1, int(SEEING * minutes * 60 * tries / (time.perf_counter() - start)))
     return team.as_the_first_says(dataclasses.replace(plan, dtype=dtype, steps=steps, sight=look))
 

@@ -75,8 +75,8 @@ def is_map(name: str, parameter: Tensor) -> bool:
     return parameter.ndim in (2, 4) and ("patch_embed" in name or not any(part in name for part in lists))
 
 
-def make(module: nn.Module) -> list[torch.optim.Optimizer]:
-    """Two optimisers that together step every parameter."""
+def fast(module: nn.Module) -> list[torch.optim.Optimizer]:
+    """The fastest found for the toy: two optimisers that together step every parameter."""
     inner, rest = [], []
     for name, parameter in module.named_parameters():
         (inner if is_map(name, parameter) else rest).append(parameter)
@@ -86,6 +86,20 @@ def make(module: nn.Module) -> list[torch.optim.Optimizer]:
         torch.optim.AdamW([{"params": rest, "initial_lr": ADAMW_RATE}], lr=ADAMW_RATE, betas=(0.9, 0.95),
                           weight_decay=WEIGHT_DECAY),
     ]
+
+
+def paper(module: nn.Module, vision: float = 0.1) -> list[torch.optim.Optimizer]:
+    """The paper's (table 2): AdamW throughout, the vision tower at a tenth of the rate."""
+    seeing, rest = [], []
+    for name, parameter in module.named_parameters():
+        (seeing if name.startswith("vision.") else rest).append(parameter)
+    groups = [{"params": seeing, "initial_lr": vision * ADAMW_RATE}, {"params": rest, "initial_lr": ADAMW_RATE}]
+    return [torch.optim.AdamW(groups, lr=ADAMW_RATE, betas=(0.9, 0.95), weight_decay=0.1)]
+
+
+def stepped(progress: float) -> float:
+    """The paper's second stage: the rate is divided by the root of 10 after half, and after three quarters."""
+    return 10 ** (-0.5 * ((progress >= 0.5) + (progress >= 0.75)))
 
 
 def rate(progress: float) -> float:
@@ -102,9 +116,9 @@ class Learner:
     An update is often smaller than bfloat16's steps: weights kept in bfloat16 would not move.
     """
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype):
+    def __init__(self, module: nn.Module, dtype: torch.dtype, optimizers: list[torch.optim.Optimizer] | None = None):
         self.module = module
-        self.optimizers = make(module)
+        self.optimizers = optimizers or fast(module)
         self.working = module if dtype == torch.float32 else copy.deepcopy(module)
         for parameter in self.working.parameters():     # not the gates' biases: steps of 0.001 need float32
             parameter.data = parameter.data.to(dtype)
