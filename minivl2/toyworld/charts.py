@@ -1,5 +1,6 @@
 """Charts: bars, a line or a pie, with a letter and a written value for every part."""
 
+import itertools
 from dataclasses import dataclass
 
 from PIL import ImageDraw
@@ -111,21 +112,22 @@ def draw_pie(rng, chart, pen):
 
 
 def questions(rng, chart):
-    which = rng.randrange(len(chart.values))
-    phrase = rng.choice(("what is the value of {}?", "how much is {}?", "{}?"))
-    asked = [Question("chart", phrase.format(chart.labels[which]), str(chart.values[which]))]
+    asked = []
+    for label, value in zip(chart.labels, chart.values, strict=True):
+        phrase = rng.choice(("what is the value of {}?", "how much is {}?", "{}?"))
+        asked.append(Question("chart", phrase.format(label), str(value)))
 
     thing = {"bars": "bar", "line": "point", "pie": "slice"}[chart.style]
     most, least = ("tallest", "shortest") if thing == "bar" else ("largest", "smallest")
-    word, value = rng.choice(((most, max(chart.values)), (least, min(chart.values))))
-    phrase = rng.choice(("which {1} is the {0}?", "what is the {0} {1}?", "{0} {1}?"))
-    winner = chart.labels[chart.values.index(value)]
-    asked.append(Question("tallest", phrase.format(word, thing), winner, 1 / len(LETTERS)))
+    for word, value in ((most, max(chart.values)), (least, min(chart.values))):
+        phrase = rng.choice(("which {1} is the {0}?", "what is the {0} {1}?", "{0} {1}?"))
+        winner = chart.labels[chart.values.index(value)]
+        asked.append(Question("tallest", phrase.format(word, thing), winner, 1 / len(LETTERS)))
 
-    one, two = rng.sample(range(len(chart.labels)), 2)
-    phrase = rng.choice(("which is larger, {} or {}?", "is {} or {} larger?", "{} or {}: which is more?"))
-    winner = max(one, two, key=lambda i: chart.values[i])
-    text = phrase.format(chart.labels[one], chart.labels[two])
-    asked.append(Question("larger", text, chart.labels[winner], 1 / 2))
+    for one, two in rng.sample(list(itertools.permutations(range(len(chart.labels)), 2)), 2):
+        phrase = rng.choice(("which is larger, {} or {}?", "is {} or {} larger?", "{} or {}: which is more?"))
+        winner = max(one, two, key=lambda i: chart.values[i])
+        text = phrase.format(chart.labels[one], chart.labels[two])
+        asked.append(Question("larger", text, chart.labels[winner], 1 / 2))
     rng.shuffle(asked)
     return asked

@@ -48,15 +48,14 @@ def draw(rng, grid):
 
 
 def questions(rng, document):
-    label, value = rng.choice(document.fields)
-    phrase = rng.choice(("what is the {}?", "read the field {}.", "{}?"))
-    asked = [Question("field", phrase.format(label), value)]
     phrase = rng.choice(("what is the title?", "read the title.", "what kind of paper is this?"))
-    asked.append(Question("title", phrase, document.title, 1 / len(TITLES)))
+    asked = [Question("title", phrase, document.title, 1 / len(TITLES))]
     values = [value for _, value in document.fields]
-    label, value = rng.choice(document.fields)
-    if values.count(value) == 1:
-        phrase = rng.choice(("which field says {}?", "what is {}?"))
-        asked.append(Question("label", phrase.format(value), label, 1 / len(FIELDS)))
+    for label, value in document.fields:
+        phrase = rng.choice(("what is the {}?", "read the field {}.", "{}?"))
+        asked.append(Question("field", phrase.format(label), value))
+        if values.count(value) == 1:
+            phrase = rng.choice(("which field says {}?", "what is {}?"))
+            asked.append(Question("label", phrase.format(value), label, 1 / len(FIELDS)))
     rng.shuffle(asked)
     return asked

@@ -20,10 +20,10 @@ def draw(rng, grid):
     among = 0 if rng.random() < ABSENT else rng.randint(1, 4)
     n = max(among, rng.randint(1, 5))
     scene, picture = draw_scene(rng, picture_size(rng, grid), random_kinds(rng, n, theme, among))
-    asked = [box(rng, scene), boxes(rng, scene, theme)]
+    asked = [box(rng, scene), box(rng, scene), boxes(rng, scene, theme)]
     if n <= 4:  # the answer is long enough as it is
         asked.append(grounded_caption(rng, scene))
-    questions = [question for question in asked if question]
+    questions = list(dict.fromkeys(question for question in asked if question))     # none twice
     rng.shuffle(questions)
     return Sample("grounding", (picture,), tuple(questions), scene, grid)
 

@@ -7,19 +7,19 @@ from PIL import ImageDraw
 from .canvas import picture_size
 from .grounding import located
 from .sample import Question, Sample
-from .things import COLOURS, DIAMETER, SHAPES, Kind, draw_scene, random_kinds, random_theme, typical_side
+from .things import COLOURS, DIAMETER, SHAPES, Kind, draw_scene, random_kinds, typical_side
 
 GRIDS = ((1, 1), (1, 1), (1, 1), (2, 1), (1, 2), (2, 2))
 FRAME = (255, 0, 255)  # no thing has this colour
 ORDINALS = ("first", "second", "third")
+ALONE = 3  # questions about what one picture alone shows
 
 
 def draw(rng, grid):
     if rng.random() < 0.5:
         return in_context(rng, grid)
     # Three pictures or more are shown to the model as global views only, so they must need no tiles.
-    n = rng.choice((2, 3)) if grid == (1, 1) else 2
-    return rng.choice((most, shown))(rng, grid, n)
+    return compared(rng, grid, rng.choice((2, 3)) if grid == (1, 1) else 2)
 
 
 def in_context(rng, grid):
@@ -58,29 +58,25 @@ def kinds_of(rng, shapes):
     return [Kind(rng.choice(list(DIAMETER)), rng.choice(list(COLOURS)), shape) for shape in shapes]
 
 
-def most(rng, grid, n):
-    """Which image has more things: never two with as many."""
+def compared(rng, grid, n):
+    """``n`` pictures, no two with as many things. Which has most, and which alone shows some colour or shape."""
     counts = rng.sample(range(1, 7), n)
-    scenes, pictures = drawn(rng, grid, [random_kinds(rng, count) for count in counts])
+    scenes, pictures = zip(
+        *(draw_scene(rng, picture_size(rng, grid), random_kinds(rng, count)) for count in counts), strict=True)
+    asked = [most(rng, counts)]
+    kinds = [Kind(colour=colour) for colour in COLOURS] + [Kind(shape=shape) for shape in SHAPES]
+    for kind in rng.sample(kinds, len(kinds)):
+        shows = [i for i, scene in enumerate(scenes) if scene.fitting(kind)]
+        if len(shows) == 1 and len(asked) <= ALONE:
+            article = "an" if kind.colour == "orange" else "a"
+            phrase = rng.choice(("which image shows {} {}?", "which image has {} {}?", "where do you see {} {}?"))
+            asked.append(Question("which image", phrase.format(article, kind), ORDINALS[shows[0]], 1 / n))
+    rng.shuffle(asked)
+    return Sample("pairs", pictures, tuple(asked), scenes, grid)
+
+
+def most(rng, counts):
     phrases = ("which image has more things?", "where are more things?", "more things in which image?")
-    if n == 3:
+    if len(counts) == 3:
         phrases = ("which image has the most things?", "where are the most things?", "most things in which?")
-    question = Question("compare", rng.choice(phrases), ORDINALS[counts.index(max(counts))], 1 / n)
-    return Sample("pairs", pictures, (question,), scenes, grid)
-
-
-def shown(rng, grid, n):
-    """Which image shows some kind of thing: exactly one does."""
-    theme = random_theme(rng)
-    where = rng.randrange(n)
-    several = [random_kinds(rng, rng.randint(1, 4), theme, int(i == where)) for i in range(n)]
-    scenes, pictures = drawn(rng, grid, several)
-    article = "an" if theme.colour == "orange" else "a"
-    phrase = rng.choice(("which image shows {} {}?", "which image has {} {}?", "where do you see {} {}?"))
-    question = Question("which image", phrase.format(article, theme), ORDINALS[where], 1 / n)
-    return Sample("pairs", pictures, (question,), scenes, grid)
-
-
-def drawn(rng, grid, several):
-    """Scenes and their pictures, one for each list of kinds."""
-    return zip(*(draw_scene(rng, picture_size(rng, grid), kinds) for kinds in several), strict=True)
+    return Question("compare", rng.choice(phrases), ORDINALS[counts.index(max(counts))], 1 / len(counts))

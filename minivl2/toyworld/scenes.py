@@ -15,9 +15,10 @@ def draw(rng, grid):
     theme = random_theme(rng)
     among = rng.randint(0, min(n, 4))
     scene, picture = draw_scene(rng, picture_size(rng, grid), random_kinds(rng, n, theme, among))
-    asked = [ask(rng, scene) for ask in (colour, shape, size, count, exists, relation, largest, caption)]
+    asked = [ask(rng, scene) for ask in (colour, shape, size, exists, relation) for _ in range(2)]
+    asked += [ask(rng, scene) for ask in (count, largest, caption)]
     asked.append(count_theme(rng, scene, theme))
-    questions = [question for question in asked if question]
+    questions = list(dict.fromkeys(question for question in asked if question))     # none twice
     rng.shuffle(questions)
     return Sample("scenes", (picture,), tuple(questions), scene, grid)
 

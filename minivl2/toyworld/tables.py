@@ -54,14 +54,14 @@ def draw(rng, grid):
 
 
 def questions(rng, table):
-    column, row = rng.randrange(len(table.columns)), rng.randrange(len(table.rows))
-    phrase = rng.choice(("what is the {} of {}?", "{} of {}?", "read the {} of {}."))
-    cell = table.cells[row][column]
-    asked = [Question("table", phrase.format(table.columns[column], table.rows[row]), str(cell))]
-    values = [line[column] for line in table.cells]
-    if values.count(max(values)) == 1:
-        phrase = rng.choice(("which has the largest {}?", "what has the highest {}?", "largest {}?"))
-        best = table.rows[values.index(max(values))]
-        asked.append(Question("table largest", phrase.format(table.columns[column]), best, 1 / len(ROWS)))
+    asked = []
+    for column, values in zip(table.columns, zip(*table.cells, strict=True), strict=True):
+        for row, value in zip(table.rows, values, strict=True):
+            phrase = rng.choice(("what is the {} of {}?", "{} of {}?", "read the {} of {}."))
+            asked.append(Question("table", phrase.format(column, row), str(value)))
+        if values.count(max(values)) == 1:
+            phrase = rng.choice(("which has the largest {}?", "what has the highest {}?", "largest {}?"))
+            best = table.rows[values.index(max(values))]
+            asked.append(Question("table largest", phrase.format(column), best, 1 / len(ROWS)))
     rng.shuffle(asked)
     return asked

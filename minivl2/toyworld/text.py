@@ -48,9 +48,9 @@ def questions(rng, page):
     if len(texts) == 1 and texts[0].isdigit():
         phrases = ["what number is written?", "which number is this?", "read the number."]
     asked = [Question("read", rng.choice(phrases), " ".join(texts))]
-    if len(texts) > 1:
-        which = rng.randrange(len(texts))
-        phrase = rng.choice(("what does the {} line say?", "read the {} line.", "{} line?"))
-        asked.append(Question("line", phrase.format(ORDINALS[which]), texts[which]))
-        rng.shuffle(asked)
+    for ordinal, text in zip(ORDINALS, texts, strict=False):
+        if len(texts) > 1:
+            phrase = rng.choice(("what does the {} line say?", "read the {} line.", "{} line?"))
+            asked.append(Question("line", phrase.format(ordinal), text))
+    rng.shuffle(asked)
     return asked

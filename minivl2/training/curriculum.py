@@ -18,6 +18,7 @@ from minivl2.batch import IGNORED, Batch, in_line
 from minivl2.processor import Processor
 from minivl2.training.optimizers import rate as cosine
 from minivl2.training.optimizers import stepped
+from minivl2.visual_tokens import count
 
 Grid = tuple[int, int]
 
@@ -69,7 +70,7 @@ COURSES = {
         Stage(1.00, {"text": 1}, ((2, 1), (1, 2), (2, 2)), frozen=SEEING),
     ),
 }
-ROOM = 100          # tokens for questions and answers about one picture: seeing costs more than asking, padding is wasted
+ROOM = 100          # tokens for questions and answers about one picture, or as many as the picture has, if those are more
 TURN = 6            # tokens that every question costs by itself, for roles, line ends and the end of the answer
 
 
@@ -98,7 +99,7 @@ def picture(seed: str, kind: str, grid: Grid, things: int) -> toyworld.Sample:
 def interview(processor: Processor, sample: toyworld.Sample, rng: random.Random) -> list[toyworld.Question]:
     """As many questions about one picture as there is room for, in random order, but captions last: they give away
     what the other questions ask for."""
-    asked, room = [], ROOM
+    asked, room = [], max(ROOM, len(sample.images) * count(sample.grid, processor.config.side))
     for question in rng.sample(sample.questions, len(sample.questions)):
         size = len(processor.tokenizer.encode(question.text + question.answer)) + TURN
         if not asked or size <= room:
