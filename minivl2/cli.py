@@ -14,6 +14,7 @@ import torch
 
 from minivl2 import cost, grounding, toyworld
 from minivl2.config import SIZES, Config
+from minivl2.conversation import about
 from minivl2.generation import stream
 from minivl2.images import open_image
 from minivl2.training import cluster
@@ -42,8 +43,7 @@ def ask(options: argparse.Namespace) -> int:
     folder = options.weights or default_weights()
     pictures = [open_image(image) for image in images]
     model, processor = load(folder, dtype=getattr(torch, options.dtype), device=options.device)
-    missing = len(pictures) - question.count("<image>")
-    messages = [{"role": "user", "content": "<image>\n" * max(0, missing) + question}]
+    messages = about(question, len(pictures))
     answer = ""
     for piece in stream(model, processor, messages, pictures, options.max_new_tokens, temperature=options.temperature,
                         top_p=options.top_p, prefill_chunk=options.prefill_chunk, seed=options.seed):

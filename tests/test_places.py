@@ -49,7 +49,7 @@ def test_there_is_a_place_for_every_token_in_the_order_of_reading(size, grid):
             assert vector == [place.kind, place.row, place.column]
         else:
             assert vector[0] == place.kind and place.in_view is place.in_picture is None
-    assert set(KINDS[place.kind] for place in found) == set(KINDS)
+    assert {KINDS[place.kind] for place in found} == set(KINDS)
 
 
 def test_tokens_cover_the_patches_and_each_pixel_once():
