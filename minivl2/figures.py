@@ -172,10 +172,9 @@ def draw_load(axis: Axes, loads: Mapping[str, Tensor], title: str = "") -> None:
 def draw_memory(axis: Axes, numbers: Mapping[str, tuple[int, int]]) -> None:
     """name: (what is remembered, what multi-head attention with its heads would remember), per token and layer."""
     for row, (kept, multi_head) in enumerate(numbers.values()):
-        axis.barh(row - 0.2, multi_head, 0.36, color=NEUTRAL, alpha=0.45)
-        axis.barh(row + 0.2, kept, 0.36, color=LOCAL)
-        axis.text(multi_head, row - 0.2, f" {multi_head:,}", va="center", fontsize=9)
-        axis.text(kept, row + 0.2, f" {kept:,}", va="center", fontsize=9)
+        for y, length, colour in ((row - 0.2, multi_head, NEUTRAL), (row + 0.2, kept, LOCAL)):
+            axis.barh(y, length, 0.36, color=colour, alpha=0.5 if colour == NEUTRAL else 1)
+            axis.annotate(f"{length:,}", (length, y), (4, 0), textcoords="offset points", va="center", fontsize=9)
     axis.set_yticks(range(len(numbers)), numbers, fontsize=10)
     axis.set_xlim(0, 1.22 * max(max(pair) for pair in numbers.values()))
     axis.set_xticks([])

@@ -12,7 +12,9 @@ function make(tag, className = "", text = "") {
 }
 
 const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
-const visible = (text) => text.replaceAll(" ", "·").replaceAll("\n", "↵").replaceAll("\t", "→");
+// Spaces and the like made visible; the full-width bars of special tokens made plain, as many fonts lack them.
+const SHOWN = { " ": "·", "\n": "↵", "\t": "→", "｜": "|", "▁": "_" };
+const visible = (text) => text.replace(/[ \n\t｜▁]/g, (c) => SHOWN[c]).replace(/[\x00-\x1f\x7f]/g, (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, "0")}`);
 const isSpecial = (text) => /^<.+>$/s.test(text);
 
 // Numbers packed by panels.py: bytes(data) as they are; rows(data)[i] scaled back by the largest of row i.
@@ -217,7 +219,7 @@ function imageTokens(data, { picture: which, first }, say) {
   source.append(shown, ...outlines);
   figure.append(source, make("figcaption", "", `${its.name}: ${its.places.length} tokens`));
 
-  const layout = make("div", "layout"), cell = Math.max(12, Math.min(34, Math.floor(500 / (its.side * its.grid[0] + 1))));
+  const layout = make("div", "layout"), cell = Math.max(12, Math.min(40, Math.floor(520 / (its.side * its.grid[0] + 1))));
   const canvases = [0, 1].map((view) => {
     const columns = its.side * (view ? its.grid[0] : 1) + 1, lines = its.side * (view ? its.grid[1] : 1);
     const canvas = make("canvas"), own = its.places.map((place, i) => [place, i]).filter(([place]) => place[1] === view);
@@ -429,7 +431,9 @@ function experts(data) {
     canvas.style.width = `max(100%, ${n * (wide - 1)}px)`;
     canvas.style.height = `${E * high + band}px`;
     scroll.append(canvas);
-    strip.append(make("span", "", `layer ${layer + 1}`), scroll);
+    const label = make("span", "", `layer ${layer + 1}`);
+    label.append(make("small", "", `experts 0–${E - 1}`));
+    strip.append(label, scroll);
     canvas.onpointermove = canvas.onpointerdown = (event) => { [at] = pointed(canvas, event, n, 1); draw(); };
     canvas.onkeydown = (event) => {
       const step = ARROWS[event.key];
