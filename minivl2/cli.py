@@ -59,12 +59,14 @@ def ask(options: argparse.Namespace) -> int:
 
 
 def xray(options: argparse.Namespace) -> int:
-    from minivl2.xray import XRay       # draws with matplotlib, whose import takes longer than most commands
+    from minivl2.xray import XRay  # here, as it draws with matplotlib: importing that takes longer than most commands
+
     *images, question = options.images_and_question
     pictures = [open_image(image) for image in images]
     model, processor = load(options.weights or default_weights(), dtype=getattr(torch, options.dtype), device=options.device)
     seen = XRay(model, processor, question, pictures, [Path(image).name for image in images])
-    for piece in seen.stream(options.max_new_tokens, temperature=options.temperature, top_p=options.top_p, seed=options.seed):
+    for piece in seen.stream(
+            options.max_new_tokens, temperature=options.temperature, top_p=options.top_p, seed=options.seed):
         print(piece, end="", flush=True)
     print()
     page = seen.page(options.output.parent).encode()

@@ -6,6 +6,7 @@ Tests    tests/test_figures.py
 """
 
 import io
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -157,7 +158,7 @@ def draw_load(axis: Axes, loads: Mapping[str, Tensor], title: str = "") -> None:
     colours = {"visual": LOCAL, "text": ANSWER}
     loads = {name: load for name, load in loads.items() if load.sum() > 0}
     for n, (name, load) in enumerate(loads.items()):
-        share = 100 * load.float() / load.sum()
+        share = (100 * load.float() / load.sum()).numpy()
         width = 0.8 / len(loads)
         axis.bar(np.arange(len(share)) + (n - (len(loads) - 1) / 2) * width, share, width, label=name, color=colours[name])
     experts = len(next(iter(loads.values())))
@@ -194,7 +195,7 @@ def svg(draw, *inputs, size: tuple[float, float] = (3.4, 1.9), name: str = "") -
         written = io.StringIO()
         figure.savefig(written, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         plt.close(figure)
-    text = written.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", written.getvalue(), flags=re.S)
     return text[text.index("<svg"):].replace(ink, "currentColor")
 
 

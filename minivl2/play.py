@@ -33,7 +33,6 @@ HERE = "127.0.0.1"              # the loopback address: nobody but this machine 
 LARGEST_UPLOAD = 20_000_000     # bytes
 LONGEST_QUESTION = 2000         # characters
 LONGEST_LINE = 4                # questions waiting, before others are sent away
-POLICY = "default-src 'none'; frame-ancestors 'none'"
 
 
 class Wrong(ValueError):
