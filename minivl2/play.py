@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import uvicorn
 from starlette.applications import Starlette
@@ -39,8 +39,10 @@ class Wrong(ValueError):
     """What a visitor did that cannot be answered, said to the visitor."""
 
 
-def application(model: DeepSeekVL2, processor: Processor, longest_answer: int = LONGEST_ANSWER) -> Starlette:
-    """The two addresses, around one model."""
+def application(
+    model: DeepSeekVL2, processor: Processor, longest_answer: int, stopping: Callable[[], bool]
+) -> Starlette:
+    """The two addresses, around one model. stopping: is the server about to end?"""
     turn = asyncio.Lock()       # the model answers one question at a time: it uses all cores as it is
     waiting = 0
 
@@ -81,6 +83,8 @@ def application(model: DeepSeekVL2, processor: Processor, longest_answer: int = 
             try:
                 async for piece in iterate_in_threadpool(pieces):
                     yield line({"piece": piece, "boxes": panels.boxes_of(seen.text)})
+                    if stopping():
+                        raise Wrong("the server was stopped")
             finally:
                 pieces.close()      # the hooks go with it
             yield line({"note": "Drawing what happened …"})
@@ -125,8 +129,14 @@ async def line_by_line(*events: dict) -> AsyncIterator[str]:
         yield line(event)
 
 
+def server(model: DeepSeekVL2, processor: Processor, port: int, longest_answer: int = LONGEST_ANSWER) -> uvicorn.Server:
+    """To be run. An answer under way when it is told to stop ends after its next token."""
+    app = application(model, processor, longest_answer, stopping=lambda: here.should_exit)
+    here = uvicorn.Server(uvicorn.Config(
+        app, host=HERE, port=port, log_level="warning", timeout_graceful_shutdown=5, server_header=False))
+    return here
+
+
 def serve(model: DeepSeekVL2, processor: Processor, port: int, longest_answer: int = LONGEST_ANSWER) -> None:
-    """Until Ctrl-C. An answer under way then has two seconds to end."""
-    config = uvicorn.Config(application(model, processor, longest_answer), host=HERE, port=port, log_level="warning",
-                            timeout_graceful_shutdown=2, server_header=False)
-    uvicorn.Server(config).run()
+    """Until Ctrl-C."""
+    server(model, processor, port, longest_answer).run()
