@@ -61,6 +61,8 @@ def ask(options: argparse.Namespace) -> int:
 def xray(options: argparse.Namespace) -> int:
     from minivl2.xray import XRay  # here, as it draws with matplotlib: importing that takes longer than most commands
 
+    if not options.output.parent.is_dir():
+        raise ValueError(f"{options.output.parent} is not a folder: make it first, or write the page elsewhere with -o")
     *images, question = options.images_and_question
     pictures = [open_image(image) for image in images]
     model, processor = load(options.weights or default_weights(), dtype=getattr(torch, options.dtype), device=options.device)

@@ -76,6 +76,12 @@ function sized(canvas, width, height) {
   return pen;
 }
 
+function copyOf(canvas) {
+  const copy = document.createElement("canvas");
+  sized(copy, canvas.width, canvas.height).drawImage(canvas, 0, 0);
+  return copy;
+}
+
 // A picture in pale greys, for heat to be laid over.
 function pale(pen, image, width, height, crop = [0, 0, image.width, image.height]) {
   pen.clearRect(0, 0, width, height);
@@ -330,8 +336,9 @@ function reading(data) {
     const figure = make("figure"), canvas = make("canvas"), scale = 560 / Math.max(its.width, its.height);
     const size = [its.width * scale, its.height * scale].map(Math.round);
     canvas.setAttribute("role", "img");
-    figure.append(canvas, make("figcaption", "", view ? "Attention on the local tiles" : "On the global view"));
-    return { its, view, figure, canvas, size, scale, own: its.places.map((place, i) => [place, its.first + i]).filter(([place]) => place[0] === view) };
+    const caption = make("figcaption");
+    figure.append(canvas, caption);
+    return { its, view, figure, canvas, caption, size, scale, own: its.places.map((place, i) => [place, its.first + i]).filter(([place]) => place[0] === view) };
   }));
   $("reading-maps").replaceChildren(...maps.map(({ figure }) => figure));
   const kindAt = new Map(data.pictures.flatMap((its) => its.places.map((place, i) => [its.first + i, place[0]])));
@@ -361,18 +368,20 @@ function reading(data) {
 
     const weights = step < kept ? weightsAt(step) : new Float32Array(data.reading.attention.shape[2]);
     const most = Math.max(1e-12, ...[...kindAt].filter(([, kind]) => kind < 2).map(([i]) => weights[i]));
-    for (const { its, canvas, size, scale, own } of maps) {
+    for (const { its, view, canvas, caption, size, scale, own } of maps) {
       const pen = sized(canvas, ...size);
       pale(pen, its.image, ...size);
-      let sum = 0;
+      let sum = 0, brightest = 0;
       for (const [place, i] of own) {
         sum += weights[i];
+        brightest = Math.max(brightest, weights[i]);
         if (!place[5]) continue;
         const [l, t, r, b] = place[5].map((edge) => Math.round(edge * scale));
         pen.fillStyle = data.colour(weights[i] / most);
         pen.fillRect(l, t, r - l, b - t);
       }
-      canvas.setAttribute("aria-label", `${percent(sum)} of the attention goes to this view; the brightest token has ${percent(most)} at most`);
+      caption.replaceChildren(make("b", "", view ? "Local tiles" : "Global view"), `: ${percent(sum)}, brightest token ${percent(brightest)}`);
+      canvas.setAttribute("aria-label", `Heat map of the ${caption.textContent}`);
     }
     const shares = [0, 0, 0, 0, 0];
     weights.forEach((weight, i) => { shares[kindAt.has(i) ? Math.min(2, kindAt.get(i)) : i < prompt ? 3 : 4] += weight; });
@@ -424,6 +433,9 @@ function experts(data) {
   }
   const wide = n > 600 ? 2 : 4, high = E > 16 ? 4 : 12, band = 10, style = getComputedStyle(document.documentElement);
   let at = 0;
+  const paged = layers.length * E > 64, select = $("gates-layer");       // many rows: one layer at a time
+  options(select, layers.map((layer, l) => [l, `layer ${layer + 1}`]), 0);
+  select.parentElement.hidden = !paged;
   const strips = layers.map((layer, l) => {
     const strip = make("div", "strip"), scroll = make("div", "scroll"), canvas = make("canvas");
     canvas.tabIndex = 0;
@@ -447,7 +459,7 @@ function experts(data) {
   $("gates").replaceChildren(...strips.map(({ strip }) => strip));
 
   const most = Math.max(...weights.map((row) => Math.max(...row)));
-  function paint({ canvas, l }) {
+  function paint(canvas, l) {
     const pen = sized(canvas, n * wide, E * high + band);
     for (let t = 0; t < n; t++) {
       pen.fillStyle = style.getPropertyValue(kinds[t]);
@@ -457,12 +469,15 @@ function experts(data) {
         pen.fillRect(t * wide, band + chosen[(l * n + t) * K + k] * high, wide, high - (high > 6 ? 1 : 0));
       }
     }
-    canvas.unmarked = pen.getImageData(0, 0, canvas.width, canvas.height);
+    return copyOf(canvas);
   }
   function draw() {
-    const said = strips.map(({ canvas, l }) => {
+    const shown = strips.filter(({ strip, l }) => !(strip.hidden = paged && l !== Number(select.value)));
+    const said = shown.map(({ canvas, l }) => {
+      canvas.unmarked ??= paint(canvas, l);
       const pen = canvas.getContext("2d");
-      pen.putImageData(canvas.unmarked, 0, 0);
+      pen.clearRect(0, 0, canvas.width, canvas.height);
+      pen.drawImage(canvas.unmarked, 0, 0);
       pen.strokeStyle = "#ff3d81";
       pen.lineWidth = 2;
       pen.strokeRect(at * wide, 1, wide, canvas.height - 2);
@@ -473,7 +488,7 @@ function experts(data) {
     $("experts-readout").textContent = words;
     for (const { canvas } of strips) canvas.setAttribute("aria-label", words);
   }
-  strips.forEach(paint);
+  select.onchange = draw;
   draw();
 }
 
