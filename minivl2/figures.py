@@ -127,7 +127,7 @@ def principal_colours(features: Tensor) -> Tensor:
     directions = directions * directions.gather(0, directions.abs().argmax(0)[None]).sign()
     x = x @ directions
     low, high = x.quantile(0.01, 0), x.quantile(0.99, 0)
-    x = (x - low) / (high - low).clamp(min=1e-12)
+    x = (x - low) / (high - low).clamp(min=0.01 * float((high - low).max()) + 1e-12)    # noise shall not look like more
     return (x.clamp(0, 1) * 255).round().byte().unflatten(0, features.shape[:2])
 
 

@@ -83,7 +83,7 @@ def test_images_can_be_placed_in_the_question(capsys, monkeypatch):
     (("ask", "Makefile", "what?", "--weights", GOLDEN), "not an image"),
     (("ask", "what?", "--weights", "nowhere"), "not a folder"),
     (("ask", PICTURE, "<image> and <image>?", "--weights", GOLDEN), "2 <image>, but 1 images"),
-    (("xray", PICTURE, "what?", "--weights", GOLDEN, "--max-new-tokens", "1", "-o", "nowhere/x.html"), "nowhere is not a folder"),
+    (("xray", PICTURE, "what?", "--weights", GOLDEN, "-o", "nowhere/x.html"), "nowhere is not a folder"),
     (("inspect", "nowhere"), "does not exist"),
     (("verify", "tests"), "no config.json"),
     (("ask", "what?", "--weights", GOLDEN, "--temperature", "-1"), "temperature cannot be -1"),

@@ -380,7 +380,7 @@ function reading(data) {
         pen.fillStyle = data.colour(weights[i] / most);
         pen.fillRect(l, t, r - l, b - t);
       }
-      caption.replaceChildren(make("b", "", view ? "Local tiles" : "Global view"), `: ${percent(sum)}, brightest token ${percent(brightest)}`);
+      caption.replaceChildren(make("b", "", view ? "Local tiles" : "Global view"), `: ${percent(sum)}, at most ${percent(brightest)} a token`);
       canvas.setAttribute("aria-label", `Heat map of the ${caption.textContent}`);
     }
     const shares = [0, 0, 0, 0, 0];
