@@ -1,5 +1,6 @@
 """From a visual token back to the pixels it stands for."""
 
+import pytest
 import small
 import torch
 from hypothesis import given
@@ -61,6 +62,18 @@ def test_tokens_cover_the_patches_and_each_pixel_once():
     for left, top, right, lower in (place.in_view for place in found):
         covered[top:lower, left:right] += 1
     assert torch.equal(covered, torch.ones(42, 84))
+
+
+@given(sizes, grids)
+def test_back_in_the_picture_tokens_cover_it_once_however_it_was_padded(size, grid):
+    """Middles of tokens of a view, row by row: each lies in the pixels of that token and of no other. Areas add up."""
+    for view in (GLOBAL, LOCAL):
+        found = [place.in_picture for place in places(size, grid, T, 14) if place.kind == view and place.in_picture]
+        assert sum((r - x) * (b - y) for x, y, r, b in found) == pytest.approx(size[0] * size[1])
+        assert (min(x for x, *_ in found), min(y for _, y, *_ in found)) == (0, 0)
+        assert (max(r for *_, r, _ in found), max(b for *_, b in found)) == pytest.approx(size)
+        for x, y, r, b in found:
+            assert sum(left <= (x + r) / 2 < e and t <= (y + b) / 2 < f for left, t, e, f in found) == 1
 
 
 def test_pixels_that_fill_no_patch_belong_to_nobody():

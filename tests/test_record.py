@@ -5,11 +5,12 @@ import itertools
 import pytest
 import small
 import torch
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from minivl2.generation import generate, write
 from minivl2.model import DeepSeekVL2, without_twins
-from minivl2.record import watch
+from minivl2.record import Ears, watch
 
 KINDS = {"multi-head": small.MULTI_HEAD, "latent": {}, "query latent": small.QUERY_LATENT, "sigmoid": small.SIGMOID,
          "groups": small.GROUPS}
@@ -91,6 +92,19 @@ def test_what_a_patch_looks_at_is_what_its_values_were_mixed_with(processor):
     for block, weights in record.seeing.items():
         assert_close((weights @ values[block]).transpose(1, 2).flatten(2), mixed[block])
         assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
+
+
+@pytest.mark.parametrize("rows", [slice(None), [1]])
+def test_ears_hear_a_mask_and_only_the_rows_and_queries_they_are_to_keep(rows):
+    q, k, v = small.numbers(2, 3, 4, 5, seed=1), small.numbers(2, 3, 6, 5, seed=2), small.numbers(2, 3, 6, 5, seed=3)
+    seen = small.numbers(2, 1, 4, 6, seed=4) > 0
+    seen[..., 0] = True
+    heard = []
+    with Ears(rows, slice(1, 3), heard.append):
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=0.7)
+    assert torch.equal(out, F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=0.7))
+    assert_close(heard[0] @ v[rows], out[rows][:, :, 1:3])
+    assert len(heard) == 1
 
 
 def test_views_blocks_and_steps_can_be_chosen(processor):
