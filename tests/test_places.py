@@ -1,5 +1,6 @@
 """From a visual token back to the pixels it stands for."""
 
+import numpy as np
 import pytest
 import small
 import torch
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from minivl2 import figures
 from minivl2.model import DeepSeekVL2
 from minivl2.places import GLOBAL, KINDS, LOCAL, NEWLINE, SEPARATOR, fitted, frames, places
 from minivl2.processor import ProcessorConfig
@@ -74,6 +76,26 @@ def test_back_in_the_picture_tokens_cover_it_once_however_it_was_padded(size, gr
         assert (max(r for *_, r, _ in found), max(b for *_, b in found)) == pytest.approx(size)
         for x, y, r, b in found:
             assert sum(left <= (x + r) / 2 < e and t <= (y + b) / 2 < f for left, t, e, f in found) == 1
+
+
+@given(sizes, grids)
+def test_a_token_shows_what_is_there_in_the_picture(size, grid):
+    """Red grows to the right, green downwards. So the mean colour of a token's pixels in its view says where in the
+    picture they come from."""
+    width, height = size
+    across, down = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
+    picture = Image.fromarray((np.stack((across, down, 0 * down), -1) * 255).round().astype(np.uint8))
+    views = figures.views_of(cut(picture, grid, T, (0.5,) * 3, (0.5,) * 3), grid, (0.5,) * 3, (0.5,) * 3)
+    for place in places(size, grid, T, 14):
+        if place.in_view is None:
+            continue
+        view = views[place.view]
+        left, top, w, h = fitted(size, view.size)
+        x1, y1, x2, y2 = place.in_view
+        if left <= x1 and top <= y1 and x2 <= left + w and y2 <= top + h and min(size) > 30:    # no padding, no few pixels
+            red, green, _ = np.array(view.crop(place.in_view)).mean((0, 1)) / 255
+            x1, y1, x2, y2 = place.in_picture
+            assert (red, green) == pytest.approx(((x1 + x2) / 2 / width, (y1 + y2) / 2 / height), abs=0.03)
 
 
 def test_pixels_that_fill_no_patch_belong_to_nobody():
