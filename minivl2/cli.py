@@ -79,10 +79,11 @@ def xray(options: argparse.Namespace) -> int:
 
 def play(options: argparse.Namespace) -> int:
     try:
-        from minivl2.play import HERE, serve
+        from minivl2.play import HERE, check_port, serve
     except ImportError:
         print("minivl2 play needs a web toolkit: pip install 'minivl2[play]'", file=sys.stderr)
         return 1
+    check_port(options.port)
     model, processor = load(options.weights or default_weights(), dtype=getattr(torch, options.dtype), device=options.device)
     print(f"http://{HERE}:{options.port}   (Ctrl-C ends it)", flush=True)
     serve(model, processor, options.port, options.max_new_tokens)

@@ -27,8 +27,8 @@ from minivl2.visual_tokens import count
 if TYPE_CHECKING:
     from minivl2.xray import XRay
 
-READING_BYTES = 2_400_000       # attention of the answer's tokens
-SEEING_BYTES = 1_000_000        # attention between patches
+READING_BYTES = 1_800_000       # attention of the answer's tokens
+SEEING_BYTES = 800_000          # attention between patches
 GATE_BYTES = 400_000            # experts of all tokens
 LARGEST_PICTURE = 1152          # pixels along a side, on the page
 FINEST_SIDE = 16                # more patches than so many along a tile are shown 2 x 2 as one

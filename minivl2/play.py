@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 
 import uvicorn
@@ -135,6 +136,16 @@ def server(model: DeepSeekVL2, processor: Processor, port: int, longest_answer: 
     here = uvicorn.Server(uvicorn.Config(
         app, host=HERE, port=port, log_level="warning", timeout_graceful_shutdown=5, server_header=False))
     return here
+
+
+def check_port(port: int) -> None:
+    """Before a model is loaded for nothing."""
+    with socket.socket() as here:
+        here.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)      # of a server that just ended is no hindrance
+        try:
+            here.bind((HERE, port))
+        except (OSError, OverflowError) as problem:
+            raise ValueError(f"cannot listen on port {port} ({problem}); name another with --port") from None
 
 
 def serve(model: DeepSeekVL2, processor: Processor, port: int, longest_answer: int = LONGEST_ANSWER) -> None:

@@ -207,6 +207,12 @@ def test_the_command_says_where_and_ends_with_control_c(tmp_path):
     assert program.returncode in (0, 130) and "Traceback" not in err
 
 
+def test_a_port_that_is_taken_gets_one_clear_line(house, capsys):
+    assert cli.main(["play", "--port", str(house.port)]) == 1
+    err = capsys.readouterr().err
+    assert f"cannot listen on port {house.port}" in err and "--port" in err and len(err.strip().splitlines()) == 1
+
+
 def test_without_the_toolkit_the_command_says_how_to_get_it(capsys, monkeypatch):
     import sys
     monkeypatch.delitem(sys.modules, "minivl2.play", raising=False)
