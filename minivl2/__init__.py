@@ -6,7 +6,8 @@ Read the files in the order in which data flows:
     vision  projector  visual_tokens                            a picture becomes tokens
     rope  cache  attention  experts  decoder  model             tokens become the next token's probabilities
     generation  grounding                                       answers, and boxes in them
-    names  weights  files  cost  figures  cli                   published checkpoints, and what they cost
+    places  record  figures  panels  xray  play                 what happens inside an answer, to be looked at
+    names  weights  files  cost  cli                            published checkpoints, and what they cost
     toyworld  training                                          a world to learn from, and the learning
 """
 

@@ -14,6 +14,7 @@ import torch
 
 from minivl2 import cost, grounding, toyworld
 from minivl2.config import SIZES, Config
+from minivl2.conversation import about
 from minivl2.generation import stream
 from minivl2.images import open_image
 from minivl2.training import cluster
@@ -42,8 +43,7 @@ def ask(options: argparse.Namespace) -> int:
     folder = options.weights or default_weights()
     pictures = [open_image(image) for image in images]
     model, processor = load(folder, dtype=getattr(torch, options.dtype), device=options.device)
-    missing = len(pictures) - question.count("<image>")
-    messages = [{"role": "user", "content": "<image>\n" * max(0, missing) + question}]
+    messages = about(question, len(pictures))
     answer = ""
     for piece in stream(model, processor, messages, pictures, options.max_new_tokens, temperature=options.temperature,
                         top_p=options.top_p, prefill_chunk=options.prefill_chunk, seed=options.seed):
@@ -55,6 +55,38 @@ def ask(options: argparse.Namespace) -> int:
         # When two images are compared, the boxes are in the last one.
         grounding.draw(pictures[-1], boxes).save(options.output)
         print(f"{len(boxes)} box{'es' * (len(boxes) > 1)} drawn on {options.output}", file=sys.stderr)
+    return 0
+
+
+def xray(options: argparse.Namespace) -> int:
+    from minivl2.xray import XRay  # here, as it draws with matplotlib: importing that takes longer than most commands
+
+    if not options.output.parent.is_dir():
+        raise ValueError(f"{options.output.parent} is not a folder: make it first, or write the page elsewhere with -o")
+    *images, question = options.images_and_question
+    pictures = [open_image(image) for image in images]
+    model, processor = load(options.weights or default_weights(), dtype=getattr(torch, options.dtype), device=options.device)
+    seen = XRay(model, processor, question, pictures, [Path(image).name for image in images])
+    for piece in seen.stream(
+            options.max_new_tokens, temperature=options.temperature, top_p=options.top_p, seed=options.seed):
+        print(piece, end="", flush=True)
+    print()
+    page = seen.page(options.output.parent).encode()
+    options.output.write_bytes(page)
+    print(f"{options.output}: every step of this answer, {len(page) / 1e6:.1f} MB. Open it in a browser", file=sys.stderr)
+    return 0
+
+
+def play(options: argparse.Namespace) -> int:
+    try:
+        from minivl2.play import HERE, check_port, serve
+    except ImportError:
+        print("minivl2 play needs a web toolkit: pip install 'minivl2[play]'", file=sys.stderr)
+        return 1
+    check_port(options.port)
+    model, processor = load(options.weights or default_weights(), dtype=getattr(torch, options.dtype), device=options.device)
+    print(f"http://{HERE}:{options.port}   (Ctrl-C ends it)", flush=True)
+    serve(model, processor, options.port, options.max_new_tokens)
     return 0
 
 
@@ -133,6 +165,22 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="minivl2", description="DeepSeek-VL2: ask a vision-language model about pictures.")
     commands = parser.add_subparsers(title="commands", required=True, dest="name", metavar="COMMAND")
 
+    def which_model(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--weights", type=Path, metavar="DIR",
+                         help="checkpoint folder (default: weights/toy, or else runs/toy/model, which make train makes)")
+        sub.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
+                         help="numbers to compute with; bfloat16 takes half the memory (default: %(default)s)")
+        sub.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: %(default)s)")
+
+    def how_to_answer(sub: argparse.ArgumentParser, longest: int) -> None:
+        sub.add_argument("--max-new-tokens", type=int, default=longest, metavar="N",
+                         help="longest answer (default: %(default)s)")
+        sub.add_argument("--temperature", type=float, default=0.0, metavar="T",
+                         help="0: always the likeliest word; higher: more varied (default: %(default)s)")
+        sub.add_argument("--top-p", type=float, default=1.0, metavar="P",
+                         help="draw among the likeliest words that together have this probability (default: %(default)s)")
+        sub.add_argument("--seed", type=int, help="draw the same answer again")
+
     def command(function, name: str, text: str, example: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name, help=text[0].lower() + text[1:], description=f"{text}.", epilog=f"Example: {example}")
@@ -144,20 +192,27 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("images_and_question", nargs="+", metavar="IMAGE... QUESTION",
                      help="image files, then the question in quotation marks. The images are shown before it; write "
                           "<image> in it to place them yourself")
-    sub.add_argument("--weights", type=Path, metavar="DIR",
-                     help="checkpoint folder (default: weights/toy, or else runs/toy/model, which make train makes)")
-    sub.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
-                     help="numbers to compute with; bfloat16 takes half the memory (default: %(default)s)")
-    sub.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: %(default)s)")
-    sub.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer (default: %(default)s)")
-    sub.add_argument("--temperature", type=float, default=0.0, metavar="T",
-                     help="0: always the likeliest word; higher: more varied (default: %(default)s)")
-    sub.add_argument("--top-p", type=float, default=1.0, metavar="P",
-                     help="draw among the likeliest words that together have this probability (default: %(default)s)")
-    sub.add_argument("--seed", type=int, help="draw the same answer again")
+    which_model(sub)
+    how_to_answer(sub, longest=512)
     sub.add_argument("--prefill-chunk", type=int, metavar="N", help="read the prompt N tokens at a time, in less memory")
     sub.add_argument("--output", type=Path, default=Path("boxes.png"), metavar="FILE",
                      help="where to draw the boxes, if the answer has some (default: %(default)s)")
+
+    sub = command(xray, "xray", "Answer, and write a page in which every step of that answer can be looked at",
+                  "minivl2 xray street.jpg 'Where is <|ref|>the red car<|/ref|>?' -o street.html")
+    sub.add_argument("images_and_question", nargs="+", metavar="IMAGE... QUESTION",
+                     help="image files, then the question in quotation marks, as for ask")
+    which_model(sub)
+    how_to_answer(sub, longest=160)
+    sub.add_argument("-o", "--output", type=Path, default=Path("xray.html"), metavar="FILE",
+                     help="the page: one file, to be opened in a browser (default: %(default)s)")
+
+    sub = command(play, "play", "Ask about pictures in the browser, and look inside every answer; for this machine only",
+                  "minivl2 play --weights weights/tiny --dtype bfloat16")
+    which_model(sub)
+    sub.add_argument("--max-new-tokens", type=positive, default=160, metavar="N",
+                     help="longest answer (default: %(default)s)")
+    sub.add_argument("--port", type=int, default=8000, help="where it listens (default: %(default)s)")
 
     sub = command(inspect, "inspect", "Show what a model costs: parameters, cache, memory", "minivl2 inspect tiny")
     sub.add_argument("model", metavar="NAME|DIR", help=f"{', '.join(SIZES)}; or a checkpoint folder; or its config.json")

@@ -62,6 +62,11 @@ def pieces(messages: Sequence[Mapping], training: bool = False) -> list[Piece]:
     return [piece for piece in line if piece.text]
 
 
+def about(question: str, images: int) -> list[dict]:
+    """One question about so many images. Those that have no `<image>` in it are shown before it."""
+    return [{"role": "user", "content": f"{IMAGE}\n" * max(0, images - question.count(IMAGE)) + question}]
+
+
 def count_images(messages: Sequence[Mapping]) -> int:
     return sum(piece.text == IMAGE for piece in pieces(messages))
 

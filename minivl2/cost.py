@@ -115,4 +115,6 @@ def readable(parameters: int) -> str:
 
 
 def human(nbytes: int) -> str:
+    if nbytes < 1e6:
+        return f"{nbytes / 1e3:.0f} kB"
     return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"

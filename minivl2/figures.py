@@ -1,11 +1,14 @@
-"""Pictures of how the model works, drawn by the code that they explain.
+"""Pictures of how the model works, drawn by the code that they explain: for the README, the lessons and the X-ray page.
 
 Tests    tests/test_figures.py
 
     python -m minivl2.figures lessons/overview.png        draws the picture at the top of the README
 """
 
+import io
+import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -13,16 +16,20 @@ import matplotlib
 matplotlib.use("Agg")       # files, no windows
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from PIL import Image
+from torch import Tensor
 
 from minivl2 import toyworld
 from minivl2.config import Config
+from minivl2.places import Place
 from minivl2.tiling import cut, grid_of
 
 GLOBAL, LOCAL, NEWLINE, SEPARATOR, TEXT, ANSWER = "#f4a261", "#4d9de0", "#555555", "#d62246", "#e9e4d8", "#3bb273"
+NEUTRAL = "#8a8f98"     # to be seen on white and on black
 
 
 def overview(sample: toyworld.Sample, config: Config) -> Figure:
@@ -92,6 +99,104 @@ def draw_decoder(axis: Axes, question: str, answer: str, config: Config) -> None
     axis.set_title("4  read together with the question", fontsize=9)
     axis.set(xlim=(0, 1), ylim=(0.15, 1))
     axis.axis("off")
+
+
+# ------------------------------------------------------------------------------------ seen inside an answer
+
+
+def views_of(tiles: Tensor, grid: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> list[Image.Image]:
+    """What the vision tower was given of a picture, as pictures: the global view, and the local tiles put together."""
+    w, h = grid
+    colours = tiles * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+    colours = (colours.clamp(0, 1) * 255).round().byte()                                            # (1+w*h, 3, t, t)
+    mosaic = colours[1:].unflatten(0, (h, w)).permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3)    # (3, h*t, w*t)
+    return [Image.fromarray(view.permute(1, 2, 0).contiguous().numpy()) for view in (colours[0], mosaic)]
+
+
+def principal_colours(features: Tensor) -> Tensor:
+    """(M, P, W) vectors of patches -> (M, P, 3) bytes: their first three principal components as red, green and blue.
+
+    Patches of like colour have like vectors. Only directions count: in a trained tower a few vectors are so long that
+    they would be all one sees.
+    """
+    x = torch.nn.functional.normalize(features.flatten(0, 1).float(), dim=-1)
+    x = x - x.mean(0)
+    # The same components whatever the machine: exact, not torch's randomised pca_lowrank; signs by the largest entry.
+    values, directions = torch.linalg.eigh(x.T @ x)
+    directions = directions[:, -3:].flip(-1)
+    directions = directions * directions.gather(0, directions.abs().argmax(0)[None]).sign()
+    x = x @ directions
+    low, high = x.quantile(0.01, 0), x.quantile(0.99, 0)
+    x = (x - low) / (high - low).clamp(min=0.01 * float((high - low).max()) + 1e-12)    # noise shall not look like more
+    return (x.clamp(0, 1) * 255).round().byte().unflatten(0, features.shape[:2])
+
+
+def heat_table() -> np.ndarray:
+    """(256, 4) bytes, red green blue opacity: how attention from none to most is laid over a grey picture."""
+    strength = np.linspace(0, 1, 256)
+    table = matplotlib.colormaps["inferno"](0.25 + 0.7 * strength)
+    table[:, 3] = 0.9 * strength**0.5
+    return (table * 255).round().astype(np.uint8)
+
+
+def draw_heat(axis: Axes, picture: Image.Image, places: Sequence[Place], weights: Tensor, title: str = "") -> None:
+    """Attention (one weight per place) over the picture, relative to the largest. Give it the places of one view."""
+    table, most = heat_table() / 255, max(float(weights.max()), 1e-12)
+    axis.imshow(picture.convert("L"), cmap="gray", vmin=-80, vmax=335)      # paler than black and white
+    for place, weight in zip(places, weights.tolist(), strict=True):
+        if place.in_picture is not None:
+            left, top, right, lower = place.in_picture
+            colour = table[round(255 * weight / most)]
+            axis.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, lower - top, facecolor=colour, linewidth=0))
+    axis.set_title(title, fontsize=9, parse_math=False)
+    axis.set(xticks=[], yticks=[])
+
+
+def draw_load(axis: Axes, loads: Mapping[str, Tensor], title: str = "") -> None:
+    """How often each expert was chosen, in percent of the choices; each kind of token has its own bars. The line is an
+    even share."""
+    colours = {"visual": LOCAL, "text": ANSWER}
+    loads = {name: load for name, load in loads.items() if load.sum() > 0}
+    for n, (name, load) in enumerate(loads.items()):
+        share = (100 * load.float() / load.sum()).numpy()
+        width = 0.8 / len(loads)
+        axis.bar(np.arange(len(share)) + (n - (len(loads) - 1) / 2) * width, share, width, label=name, color=colours[name])
+    experts = len(next(iter(loads.values())))
+    axis.axhline(100 / experts, color=NEUTRAL, linewidth=1, linestyle=(0, (4, 3)))
+    axis.set_title(title, fontsize=10, loc="left")
+    axis.set_ylabel("% of choices", fontsize=9)
+    axis.set_xticks(range(0, experts, -(-experts // 10)))
+    axis.tick_params(labelsize=9, length=0)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+
+
+def draw_memory(axis: Axes, numbers: Mapping[str, tuple[int, int]]) -> None:
+    """name: (what is remembered, what multi-head attention with its heads would remember), per token and layer."""
+    for row, (kept, multi_head) in enumerate(numbers.values()):
+        for y, length, colour in ((row - 0.2, multi_head, NEUTRAL), (row + 0.2, kept, LOCAL)):
+            axis.barh(y, length, 0.36, color=colour, alpha=0.5 if colour == NEUTRAL else 1)
+            axis.annotate(f"{length:,}", (length, y), (4, 0), textcoords="offset points", va="center", fontsize=9)
+    axis.set_yticks(range(len(numbers)), numbers, fontsize=10)
+    axis.set_xlim(0, 1.22 * max(max(pair) for pair in numbers.values()))
+    axis.set_xticks([])
+    axis.invert_yaxis()
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+
+
+def svg(draw, *inputs, size: tuple[float, float] = (3.4, 1.9), name: str = "") -> str:
+    """A drawing function's picture as SVG to be put into a page: its letters are text, in the page's own colour."""
+    ink = "#010203"
+    style = {"svg.fonttype": "none", "svg.hashsalt": name, "text.color": ink, "axes.labelcolor": ink, "xtick.color": ink,
+             "ytick.color": ink, "axes.edgecolor": ink}
+    with plt.rc_context(style):
+        figure, axis = plt.subplots(figsize=size, layout="constrained")
+        draw(axis, *inputs)
+        written = io.StringIO()
+        figure.savefig(written, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        plt.close(figure)
+    text = re.sub(r"<metadata>.*?</metadata>", "", written.getvalue(), flags=re.S)
+    return text[text.index("<svg"):].replace(ink, "currentColor")
 
 
 def _show(axis: Axes, picture, title: str, frame: str | None = None) -> None:

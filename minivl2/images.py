@@ -5,6 +5,7 @@ Tests    tests/test_images.py
 
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -16,13 +17,14 @@ class ImageError(ValueError):
     """A picture that cannot be read, or is not one."""
 
 
-def open_image(source: str | Path | Image.Image) -> Image.Image:
-    """A path or a Pillow image -> an RGB image, upright.
+def open_image(source: str | Path | BinaryIO | Image.Image, name: str = "") -> Image.Image:
+    """A path, an open file or a Pillow image -> an RGB image, upright. `name` is what messages call it.
 
     Turned as its EXIF data says, laid on white where it is transparent, 16-bit greys scaled to 8 (Pillow alone clips
     them, so that all but the darkest 256 of 65,536 become white), CMYK and palettes converted. Raises ImageError.
     """
-    name = getattr(source, "filename", "") or "the image" if isinstance(source, Image.Image) else os.fspath(source)
+    if not name:
+        name = os.fspath(source) if isinstance(source, (str, Path)) else getattr(source, "filename", "") or "the image"
     try:
         image = source if isinstance(source, Image.Image) else Image.open(source)
         _check_size(image, name)

@@ -25,7 +25,7 @@ def test_the_module_runs_as_a_program():
     assert done.returncode == 0 and "3.3705 B" in done.stdout and "0.9947 B" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["ask", "inspect", "verify", "eval", "download"])
+@pytest.mark.parametrize("command", ["ask", "xray", "play", "inspect", "verify", "eval", "download"])
 def test_every_command_explains_itself_with_an_example(capsys, command):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
@@ -56,6 +56,15 @@ def test_ask_draws_the_boxes_of_the_answer(capsys, monkeypatch, tmp_path):
     assert drawn.getpixel((x, y + 30)) != plain.getpixel((x, y + 30))       # the left side of the box
 
 
+def test_xray_prints_the_answer_and_writes_one_page(capsys, tmp_path):
+    target = tmp_path / "page.html"
+    status, out, err = run(capsys, "xray", PICTURE, "what is it?", "--weights", GOLDEN, "--max-new-tokens", 4, "-o", target)
+    _, wanted, _ = run(capsys, "ask", PICTURE, "what is it?", "--weights", GOLDEN, "--max-new-tokens", 4)
+    page = target.read_text(encoding="utf-8")
+    assert status == 0 and out == wanted and f"{target}: every step" in err
+    assert "one_image_0.png" in page and str(target.parent) not in page
+
+
 def test_images_can_be_placed_in_the_question(capsys, monkeypatch):
     asked = {}
 
@@ -74,6 +83,7 @@ def test_images_can_be_placed_in_the_question(capsys, monkeypatch):
     (("ask", "Makefile", "what?", "--weights", GOLDEN), "not an image"),
     (("ask", "what?", "--weights", "nowhere"), "not a folder"),
     (("ask", PICTURE, "<image> and <image>?", "--weights", GOLDEN), "2 <image>, but 1 images"),
+    (("xray", PICTURE, "what?", "--weights", GOLDEN, "-o", "nowhere/x.html"), "nowhere is not a folder"),
     (("inspect", "nowhere"), "does not exist"),
     (("verify", "tests"), "no config.json"),
     (("ask", "what?", "--weights", GOLDEN, "--temperature", "-1"), "temperature cannot be -1"),

@@ -1,7 +1,25 @@
 """The pictures that explain the model are drawn from the model's own numbers."""
 
+import re
+import xml.etree.ElementTree as xml
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import small
+import torch
+
 from minivl2 import Config, figures, toyworld
+from minivl2.places import places
+from minivl2.tiling import cut
 from minivl2.visual_tokens import count
+
+
+@pytest.fixture
+def axis():
+    figure, axis = plt.subplots()
+    yield axis
+    plt.close(figure)
 
 
 def test_the_overview_draws_one_square_for_each_visual_token():
@@ -11,3 +29,66 @@ def test_the_overview_draws_one_square_for_each_visual_token():
     assert len(tokens.patches) == count((2, 2), config.tokens_per_side)
     assert str(count((2, 2), config.tokens_per_side)) in tokens.get_title()
     assert len(figure.subfigs[1].subfigs[1].axes) == 4      # four local tiles
+    plt.close(figure)
+
+
+def test_views_are_the_pixels_the_tower_gets():
+    """A picture that fills its tiles comes back as it was, tile beside tile."""
+    picture = small.picture(84, 42)
+    whole, local = figures.views_of(cut(picture, (2, 1), 42, (0.5,) * 3, (0.5,) * 3), (2, 1), (0.5,) * 3, (0.5,) * 3)
+    assert np.array_equal(np.array(local), np.array(picture)) and whole.size == (42, 42)
+
+
+def test_like_vectors_have_like_colours():
+    """Three kinds of vector, each at three lengths, all but hidden in 20 dimensions: three colours come out."""
+    directions = torch.linalg.qr(small.numbers(20, 3))[0].T
+    kind = torch.arange(36) % 3
+    features = (directions[kind] * torch.tensor([1.0, 5.0, 90.0]).repeat_interleave(12)[:, None]).view(1, 36, 20)
+    colours = figures.principal_colours(features)[0].int()
+    assert colours.shape == (36, 3)
+    for a in range(36):
+        for b in range(36):
+            apart = (colours[a] - colours[b]).abs().max()
+            assert apart <= 2 if kind[a] == kind[b] else apart > 80
+
+
+def test_heat_grows_with_attention():
+    table = figures.heat_table().astype(int)
+    assert table.shape == (256, 4) and table[0, 3] == 0                         # nothing is nothing at all
+    assert (np.diff(table[:, 3]) >= 0).all() and table[-1, 3] > 200
+    assert (np.diff(table[:, :3] @ [0.2126, 0.7152, 0.0722]) > -1).all()        # and brighter, for those who see no hues
+
+
+def test_heat_lies_where_the_tokens_see(axis):
+    picture, weights = small.picture(84, 42), torch.tensor([0.0, 0.1, 0.2, 0.4, 0.0, 0.0, 0.0, 0.2])
+    found = [place for place in places((84, 42), (2, 1), 42, 14) if place.kind == 1]
+    figures.draw_heat(axis, picture, found, weights, "title")
+    assert len(axis.patches) == 8
+    brightest = max(axis.patches, key=lambda patch: patch.get_facecolor()[3])
+    assert (brightest.get_x(), brightest.get_width(), brightest.get_height()) == (69.5, 14, 28)        # the fourth of a row
+
+
+def test_load_is_drawn_in_percent_of_each_kind(axis):
+    figures.draw_load(axis, {"visual": torch.tensor([6, 2, 0, 0]), "text": torch.tensor([0, 0, 1, 1])}, "layer 2")
+    heights = [bar.get_height() for bar in axis.patches]
+    assert heights == [75, 25, 0, 0, 0, 0, 50, 50] and axis.lines[0].get_ydata()[0] == 25
+
+
+def test_load_of_a_question_without_a_picture_has_one_kind_of_bar(axis):
+    figures.draw_load(axis, {"visual": torch.zeros(4, dtype=torch.long), "text": torch.tensor([1, 1, 1, 1])})
+    assert [bar.get_height() for bar in axis.patches] == [25] * 4
+
+
+def test_memory_is_drawn_to_scale_with_its_numbers(axis):
+    figures.draw_memory(axis, {"Tiny": (2560, 2560), "Small": (576, 4096)})
+    assert sorted(bar.get_width() for bar in axis.patches) == [576, 2560, 2560, 4096]
+    assert {text.get_text() for text in axis.texts} == {"576", "2,560", "4,096"}
+
+
+def test_svg_is_whole_quiet_and_takes_the_pages_colour():
+    drawn = figures.svg(figures.draw_memory, {"<b>Tiny": (2, 2)}, name="memory")
+    tree = xml.fromstring(drawn)
+    assert tree.tag.endswith("svg") and "currentColor" in drawn and "#010203" not in drawn
+    assert "<b>" not in drawn and "&lt;b&gt;Tiny" in drawn                      # letters, and only letters
+    assert not re.search(r"(?:href|src)=\"(?!#)", drawn)                        # points at nothing outside itself
+    assert drawn == figures.svg(figures.draw_memory, {"<b>Tiny": (2, 2)}, name="memory")
