@@ -9,6 +9,7 @@ Read the files in the order in which data flows:
     places  record  figures  panels  xray  play                 what happens inside an answer, to be looked at
     names  weights  files  cost  cli                            published checkpoints, and what they cost
     toyworld  training                                          a world to learn from, and the learning
+    grading                                                     your code in the place of ours, under our tests
 """
 
 from minivl2 import grounding, tiling

@@ -2,6 +2,7 @@
 
 Paper    DeepSeekMoE, arXiv:2401.06066, Eqs. 9-14; DeepSeek-V2, arXiv:2405.04434, section 2.2;
          the gate of the base model: arXiv:2408.15664 (loss-free balancing) and DeepSeek-V3, arXiv:2412.19437, Eqs. 12-16.
+Lesson   lessons/06_experts.ipynb
 Tests    tests/test_experts.py                 Letters    the legend in minivl2/config.py
 
 DeepSeek-VL2-Tiny holds 3.4 billion parameters and computes with 1.0 billion of them for a token: the gate sends each

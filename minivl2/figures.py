@@ -3,6 +3,8 @@
 Tests    tests/test_figures.py
 
     python -m minivl2.figures lessons/overview.png        draws the picture at the top of the README
+
+A figure belongs to no window and to no pyplot: it can be saved, and a notebook shows the one that ends a cell.
 """
 
 import io
@@ -12,9 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("Agg")       # files, no windows
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -32,11 +31,20 @@ GLOBAL, LOCAL, NEWLINE, SEPARATOR, TEXT, ANSWER = "#f4a261", "#4d9de0", "#555555
 NEUTRAL = "#8a8f98"     # to be seen on white and on black
 
 
+class Drawing(Figure):
+    """A figure that a notebook can show even where pyplot was never used."""
+
+    def _repr_png_(self) -> bytes:
+        png = io.BytesIO()
+        self.savefig(png, format="png", dpi=100)
+        return png.getvalue()
+
+
 def overview(sample: toyworld.Sample, config: Config) -> Figure:
     """From picture to answer: the tiles, the tokens in their order, the decoder. The figure of the paper, on our toy."""
     picture, question = sample.images[0], min(sample.questions, key=lambda question: len(question.text))
     grid = grid_of(picture.size, config.candidate_resolutions, config.vision.image_size)
-    figure = plt.figure(figsize=(12.5, 4.4), layout="constrained")
+    figure = Drawing(figsize=(12.5, 4.4), layout="constrained")
     parts = figure.subfigures(1, 4, width_ratios=(1.1, 1.3, 1.7, 1.6), wspace=0.02)
     _show(parts[0].subplots(), picture, f"1  a picture\n{picture.width} x {picture.height} pixels")
     draw_tiles(parts[1], picture, grid, config)
@@ -189,14 +197,58 @@ def svg(draw, *inputs, size: tuple[float, float] = (3.4, 1.9), name: str = "") -
     ink = "#010203"
     style = {"svg.fonttype": "none", "svg.hashsalt": name, "text.color": ink, "axes.labelcolor": ink, "xtick.color": ink,
              "ytick.color": ink, "axes.edgecolor": ink}
-    with plt.rc_context(style):
-        figure, axis = plt.subplots(figsize=size, layout="constrained")
-        draw(axis, *inputs)
+    with matplotlib.rc_context(style):
+        figure = Drawing(figsize=size, layout="constrained")
+        draw(figure.subplots(), *inputs)
         written = io.StringIO()
         figure.savefig(written, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-        plt.close(figure)
     text = re.sub(r"<metadata>.*?</metadata>", "", written.getvalue(), flags=re.S)
     return text[text.index("<svg"):].replace(ink, "currentColor")
+PLACES = {      # the boxes of the map: what stands in them, their colour, their left edge and width
+    "picture": ("a picture", "#e9e4d8", 0.0, 1.0),
+    "tiles": ("tiles", GLOBAL, 1.3, 1.0),
+    "vision": ("vision\ntower", LOCAL, 2.6, 1.1),
+    "projector": ("projector", LOCAL, 4.0, 1.2),
+    "tokens": ("line of\ntokens", LOCAL, 5.5, 1.1),
+    "attention": ("attention", "#8fc1ef", 7.15, 1.25),
+    "experts": ("experts", "#b99aec", 8.7, 1.15),
+    "answer": ("answer", ANSWER, 10.45, 1.0),
+    "boxes": ("boxes", ANSWER, 11.75, 0.9),
+}
+
+
+def where(*here: str) -> Figure:
+    """The model as a row of boxes, with those we are at in colour. No names: all of them."""
+    unknown = set(here) - PLACES.keys()
+    if unknown:
+        raise ValueError(f"the map has no {', '.join(sorted(unknown))}; it has {', '.join(PLACES)}")
+    here = here or tuple(PLACES)
+    figure = Drawing(figsize=(10.4, 1.55), layout="constrained")
+    axis = figure.subplots()
+
+    def box(x: float, y: float, width: float, text: str, colour: str, lit: bool) -> None:
+        axis.add_patch(FancyBboxPatch((x, y), width, 0.62, boxstyle="round,pad=0.02,rounding_size=0.1",
+                                      facecolor=colour if lit else "#f4f4f4", edgecolor="#333333" if lit else "#cccccc"))
+        axis.text(x + width / 2, y + 0.31, text, ha="center", va="center", fontsize=8.5, color="black" if lit else "#777777",
+                  weight="bold" if lit else "normal")
+
+    def arrow(x: float, y: float, to_x: float, to_y: float) -> None:
+        axis.annotate("", (to_x, to_y), (x, y), arrowprops={"arrowstyle": "->", "color": "#888888"})
+
+    places = list(PLACES.items())
+    for name, (text, colour, x, width) in places:
+        box(x, 0.69, width, text, colour, name in here)
+    for (_, (_, _, x, width)), (_, (_, _, next_x, _)) in zip(places, places[1:], strict=False):
+        arrow(x + width, 1, next_x, 1)
+    box(2.6, -0.35, 1.1, "a question", "#e9e4d8", len(here) == len(PLACES))
+    box(4.0, -0.35, 1.2, "embedding", "#e9e4d8", len(here) == len(PLACES))
+    arrow(3.7, -0.04, 4.0, -0.04)
+    arrow(5.2, -0.04, 5.95, 0.67)
+    axis.add_patch(FancyBboxPatch((7.02, 0.5), 2.96, 1.0, boxstyle="round,pad=0.02", fill=False, edgecolor="#aaaaaa"))
+    axis.text(9.98, 0.42, "decoder: layer after layer", fontsize=7.5, ha="right", va="top", color="#777777")
+    axis.set(xlim=(-0.1, 12.8), ylim=(-0.45, 1.55))
+    axis.axis("off")
+    return figure
 
 
 def _show(axis: Axes, picture, title: str, frame: str | None = None) -> None:

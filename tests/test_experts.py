@@ -53,6 +53,11 @@ def test_an_mlp_is_swiglu(width, inner, seed):
     assert_close(mlp(x), torch.stack([reference.swiglu(row, mlp.state_dict()) for row in x]))
 
 
+def test_an_mlp_is_three_matrices_as_published():
+    shapes = {name: tuple(p.shape) for name, p in MLP(3, 5).named_parameters() if p.requires_grad}
+    assert shapes == {"gate_proj.weight": (5, 3), "up_proj.weight": (5, 3), "down_proj.weight": (3, 5)}
+
+
 # ------------------------------------------------------------------------------------------ the gate
 
 
@@ -117,6 +122,33 @@ def test_the_gate_thinks_in_float32_even_when_the_model_is_in_bfloat16():
     exact = small.randomised(Gate(cfg), dtype=torch.bfloat16).double()(x.double())
     assert routing.experts.tolist() == exact.experts.tolist()
     assert_close(routing.weights, exact.weights.float(), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, small.SIGMOID], ids=["greedy", "sigmoid"])
+def test_the_gate_learns_through_its_weights(changes):
+    """The choice has no gradient; how much a chosen expert counts has one, as steep as the papers' sums are."""
+    gate = small.randomised(Gate(small.language(hidden_size=3, **changes)))
+    x, counts = small.numbers(1, 3, seed=2), small.numbers(4)
+    x.requires_grad_()
+    routing = gate(x)
+    (routing.weights * counts[routing.experts]).sum().backward()
+
+    def steepness(of, step=1e-6):
+        """Of the same sum, along each number of a tensor, by trying."""
+        slopes = torch.zeros_like(of)
+        with torch.no_grad():
+            for i in range(of.numel()):
+                tried = []
+                for way in (step, -step):
+                    of.view(-1)[i] += way
+                    [(chosen, _)] = of_reference(gate, x)
+                    tried.append(sum(weight * counts[e].item() for e, weight in chosen.items()))
+                    of.view(-1)[i] -= way
+                slopes.view(-1)[i] = (tried[0] - tried[1]) / (2 * step)
+        return slopes
+
+    assert_close(gate.weight.grad, steepness(gate.weight), atol=1e-7, rtol=1e-5)
+    assert_close(x.grad, steepness(x), atol=1e-7, rtol=1e-5)
 
 
 def test_the_bias_is_saved_with_the_model_and_never_gets_a_gradient():
@@ -228,6 +260,13 @@ def test_the_balance_loss_is_1_when_even_and_grows_to_E_over_K():
     assert balance_loss(crowded, torch.ones(1, 2, dtype=torch.bool)) == 2      # E/K = 4/2
 
 
+def test_the_balance_loss_of_nothing_but_padding_is_0():
+    routing = drawn_routing(2, 3, 4, 2, seed=0)
+    real = torch.tensor([[False] * 3, [True] * 3])
+    alone = balance_loss(Routing(routing.experts[3:], torch.empty(0), routing.scores[3:]), real[1:])
+    assert_close(balance_loss(routing, real), alone / 2)
+
+
 def test_sequences_are_balanced_one_by_one():
     """Each sequence uses two experts only, so each is unbalanced, although the batch as a whole is even."""
     scores = torch.tensor([[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]])
@@ -253,11 +292,11 @@ def test_the_balance_loss_reaches_the_gates_weights():
     assert gate.weight.grad.abs().sum() > 0
 
 
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), SEEDS)
-def test_the_bias_moves_a_fixed_step_towards_balance(chosen, seed):
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.sampled_from([0.01, 0.25]), SEEDS)
+def test_the_bias_moves_a_fixed_step_towards_balance(chosen, step, seed):
     gate = small.randomised(Gate(small.language(**small.SIGMOID)), seed)
-    want = reference.step_bias(gate.bias.tolist(), chosen, 0.01)
-    gate.step_bias(torch.tensor(chosen).flatten().bincount(minlength=len(gate.bias)), step=0.01)
+    want = reference.step_bias(gate.bias.tolist(), chosen, step)
+    gate.step_bias(torch.tensor(chosen).flatten().bincount(minlength=len(gate.bias)), step=step)
     assert gate.bias.tolist() == pytest.approx(want)
 
 

@@ -3,11 +3,11 @@
 import re
 import xml.etree.ElementTree as xml
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import small
 import torch
+from matplotlib.figure import Figure
 
 from minivl2 import Config, figures, toyworld
 from minivl2.places import places
@@ -17,9 +17,7 @@ from minivl2.visual_tokens import count
 
 @pytest.fixture
 def axis():
-    figure, axis = plt.subplots()
-    yield axis
-    plt.close(figure)
+    return Figure().subplots()
 
 
 def test_the_overview_draws_one_square_for_each_visual_token():
@@ -29,7 +27,6 @@ def test_the_overview_draws_one_square_for_each_visual_token():
     assert len(tokens.patches) == count((2, 2), config.tokens_per_side)
     assert str(count((2, 2), config.tokens_per_side)) in tokens.get_title()
     assert len(figure.subfigs[1].subfigs[1].axes) == 4      # four local tiles
-    plt.close(figure)
 
 
 def test_views_are_the_pixels_the_tower_gets():
@@ -92,3 +89,14 @@ def test_svg_is_whole_quiet_and_takes_the_pages_colour():
     assert "<b>" not in drawn and "&lt;b&gt;Tiny" in drawn                      # letters, and only letters
     assert not re.search(r"(?:href|src)=\"(?!#)", drawn)                        # points at nothing outside itself
     assert drawn == figures.svg(figures.draw_memory, {"<b>Tiny": (2, 2)}, name="memory")
+
+
+def test_the_map_lights_the_boxes_asked_for():
+    def lit(*here):
+        axis = figures.where(*here).axes[0]
+        return [text.get_text() for text in axis.texts if text.get_weight() == "bold"]
+    assert lit("experts") == ["experts"]
+    assert lit("vision", "tiles") == ["tiles", "vision\ntower"]
+    assert len(lit()) == len(figures.PLACES) + 2        # the whole model, with question and embedding
+    with pytest.raises(ValueError, match="the map has no brain; it has picture, tiles"):
+        figures.where("brain")

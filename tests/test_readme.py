@@ -18,7 +18,7 @@ COMMANDS = [line.split("  #")[0].strip() for kind, block in BLOCKS if not kind f
 
 def test_make_has_the_targets_that_are_promised():
     promised = {command.split()[1] for command in COMMANDS if command.startswith("make")}
-    assert promised == {"train", "test"}
+    assert promised == {"train", "test", "lessons"}
     for target in promised:
         assert re.search(rf"^{target}:", MAKEFILE, re.M)
 
