@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from minivl2.training import team
 
-MUON_RATE, ADAMW_RATE = 1e-2, 2e-3
+MUON_RATE, ADAMW_RATE = 3e-3, 2e-3
 WEIGHT_DECAY = 0.01
 WARMUP, LOWEST = 0.02, 0.05     # fraction of all steps to warm up; fraction of the rate that is left at the end
 
@@ -75,14 +75,14 @@ def is_map(name: str, parameter: Tensor) -> bool:
     return parameter.ndim in (2, 4) and ("patch_embed" in name or not any(part in name for part in lists))
 
 
-def fast(module: nn.Module) -> list[torch.optim.Optimizer]:
+def fast(module: nn.Module, muon: float = MUON_RATE) -> list[torch.optim.Optimizer]:
     """The fastest found for the toy: two optimisers that together step every parameter."""
     inner, rest = [], []
     for name, parameter in module.named_parameters():
         (inner if is_map(name, parameter) else rest).append(parameter)
     # initial_lr is what rate() below is a fraction of
     return [
-        Muon([{"params": inner, "initial_lr": MUON_RATE}]),
+        Muon([{"params": inner, "initial_lr": muon}]),
         torch.optim.AdamW([{"params": rest, "initial_lr": ADAMW_RATE}], lr=ADAMW_RATE, betas=(0.9, 0.95),
                           weight_decay=WEIGHT_DECAY),
     ]

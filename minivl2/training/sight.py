@@ -35,6 +35,7 @@ from minivl2.toyworld.things import COLOURS, DIAMETER, SHAPES, Scene, Thing
 from minivl2.training import optimizers, team
 
 BATCH = 32              # tiles a step
+RATE = 1e-2             # of Muon: eyes learn well at a rate that is too high for the decoder
 # How often, relative to each other, until this fraction of the steps. Letters alone first: they are the harder, and
 # mixed in from the start are learned half as well in the same time. Things come quickly to an eye that can read.
 WRITTEN = {"page": 8, "text": 1, "documents": 1, "tables": 1, "charts": 1}
@@ -50,7 +51,7 @@ SLOTS = 2               # characters a patch can hold: letters are 4 pixels wide
 
 NAMES = {"shape": SHAPES, "colour": COLOURS, "size": DIAMETER}
 # What is easy has little weight: colours would drown shapes.
-WEIGHTS = {"shape": 2, "colour": 0.3, "size": 0.5, "words": 0.5, "digits": 2, "edges": 4, "letters": 8}
+WEIGHTS = {"shape": 2, "colour": 0.3, "size": 1, "words": 0.5, "digits": 2, "edges": 4, "letters": 8, "glyphs": 24}
 
 
 class Shown(NamedTuple):
@@ -71,13 +72,15 @@ class Sight(nn.Module):
         width, patches = model.config.language.hidden_size, model.config.projector.downsample_ratio**2
         self.head_edges = nn.Linear(width, 4 * (10 + 1))
         self.head_letters = nn.Linear(width, patches * SLOTS * (len(CHARACTERS) + 1))
+        self.head_glyphs = nn.Linear(model.config.vision.width, SLOTS * (len(CHARACTERS) + 1))
         self.head_scale = nn.Parameter(torch.tensor(10.0).log())        # how sharply words are told apart
         self.names = {name: [spellings(processor, word)[0] for word in words] for name, words in NAMES.items()}
 
     def losses(self, tiles: Tensor, shown: Shown) -> dict[str, Tensor]:
         """tiles (M, 3, size, size), and what their M * P' tokens show. Each loss is a mean over the tokens it is about,
         of the whole team; to be added up over the team, and divided by its size."""
-        x = self.projector(self.vision(tiles.to(self.vision.pos_embed.dtype))).flatten(0, 1)        # (M*P', D)
+        patches = self.vision(tiles.to(self.vision.pos_embed.dtype))                                # (M, P, W)
+        x = self.projector(patches).flatten(0, 1)                                                   # (M*P', D)
         match = (self.head_scale.exp() * (x @ self.embed.weight.T)).float()                         # (M*P', V)
         digits, places = self.head_edges(x).float().split([40, 4], dim=-1)
         letters = self.head_letters(x).float().view(-1, len(CHARACTERS) + 1)
@@ -88,11 +91,21 @@ class Sight(nn.Module):
         losses["digits"] = F.cross_entropy(digits[found].view(-1, 10), edges[found].flatten() // 100, reduction="none")
         losses["edges"] = (places[found] - edges[found] / 1000).abs().flatten()
         losses["letters"] = F.cross_entropy(letters, shown.letters.flatten(), reduction="none")
+        glyphs = self.head_glyphs(patches).float().view(-1, len(CHARACTERS) + 1)
+        losses["glyphs"] = F.cross_entropy(glyphs, by_patch(shown.letters, patches.shape[1]).flatten(), reduction="none")
         count = team.total(torch.tensor([len(loss) for loss in losses.values()])).clamp(min=1)
         return {name: loss.sum() * team.size() / n for (name, loss), n in zip(losses.items(), count, strict=True)}
 
     def loss(self, tiles: Tensor, shown: Shown) -> Tensor:
         return sum(WEIGHTS[name] * loss for name, loss in self.losses(tiles, shown).items())
+
+
+def by_patch(letters: Tensor, patches: int) -> Tensor:
+    """(M, P', r*r*SLOTS) characters of every visual token -> (M, P, SLOTS), of every patch, without the padding."""
+    side, grid = math.isqrt(letters.shape[1]), math.isqrt(patches)
+    r = math.isqrt(letters.shape[2] // SLOTS)
+    square = letters.unflatten(2, (r, r, SLOTS)).unflatten(1, (side, side)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    return square[:, :grid, :grid].flatten(1, 2)
 
 
 def choice_loss(logits: Tensor, shown: Tensor) -> Tensor:
@@ -237,7 +250,8 @@ def learn(
     All of a team take the same steps.
     """
     torch.manual_seed(seed)
-    learner = optimizers.Learner(Sight(model, processor), getattr(torch, dtype))
+    whole = Sight(model, processor)
+    learner = optimizers.Learner(whole, getattr(torch, dtype), optimizers.fast(whole, RATE))
     value = math.nan
     for step in (bar := trange(steps, desc="learning to see", disable=team.rank() > 0 or not show)):
         loss = learner.working.loss(*batch(processor, seed, step, step / steps))
