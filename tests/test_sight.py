@@ -105,6 +105,16 @@ def test_characters_of_a_patch_are_read_from_left_to_right(processor):
     assert tokens_with(processor, shown, "A") == tokens_with(processor, shown, "B") == [0]
 
 
+def test_characters_of_a_token_lie_on_its_patches(processor):
+    """7 x 7 patches in tokens of 2 x 2: the eighth row and column are padding, and show nothing."""
+    letters = torch.arange(16 * 4 * SLOTS).view(1, 16, 4 * SLOTS)
+    on_patches = sight.by_patch(letters, 49).view(7, 7, SLOTS)
+    for row in range(7):
+        for column in range(7):
+            token, patch = row // 2 * 4 + column // 2, row % 2 * 2 + column % 2
+            assert torch.equal(on_patches[row, column], letters[0, token, patch * SLOTS : (patch + 1) * SLOTS])
+
+
 def test_a_picture_that_is_enlarged_to_fit_its_tile_is_enlarged_here(processor):
     """A picture of 28 x 28 fills its tile at twice the size. `tile` and Window agree on where the red pixel is."""
     picture = Image.new("RGB", (28, 28), "white")
@@ -139,7 +149,7 @@ def test_of_an_empty_tile_only_letters_are_asked_that_there_are_none():
     blank = sight.Shown(*(part[None] for part in sight.nothing(window, trainer.processor)))
     with torch.no_grad():
         losses = asked.losses(tiles[None], blank)
-    assert losses.pop("letters") > 0 and set(map(float, losses.values())) == {0.0}
+    assert losses.pop("letters") > 0 and losses.pop("glyphs") > 0 and set(map(float, losses.values())) == {0.0}
 
 
 def test_words_that_are_shown_are_told_from_those_that_are_not():
