@@ -100,7 +100,7 @@ def test_updates_too_small_for_bfloat16_add_up():
     learner = Learner(module, torch.bfloat16)
     for _ in range(100):
         learner.working(torch.ones(1, 1, dtype=torch.bfloat16)).sum().backward()
-        learner.step(0.1)
+        learner.step(0.33)
         learner.hand_out()
     assert learner.working.weight.dtype == torch.bfloat16
     assert learner.working.weight.item() < 0.99

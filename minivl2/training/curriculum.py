@@ -44,7 +44,7 @@ SEEING = ("vision", "projector")        # learned before (sight.py), and worth a
 PLAIN: tuple[Grid, ...] = ((1, 1),)
 SMALL: tuple[Grid, ...] = ((1, 1), (2, 1), (1, 2))
 ALL = tuple(dict.fromkeys(grid for grids in toyworld.GRIDS.values() for grid in grids))
-FEW = {"scenes": 1, "grounding": 1}
+FEW = {"scenes": 2, "grounding": 1}
 EVERYTHING = {"scenes": 2, "grounding": 2, "text": 2, "documents": 1, "tables": 1, "charts": 1, "pairs": 2}
 PAPER_FINE = 3.0 / 54                   # the third stage's rate beside that of the first two, for Tiny
 COURSES = {
@@ -55,8 +55,8 @@ COURSES = {
     ),
     # the whole toy world, in hours
     "whole": (
-        Stage(0.15, FEW, PLAIN, frozen=SEEING),
-        Stage(0.45, {**EVERYTHING, "pairs": 1}, (*SMALL, (2, 2)), frozen=SEEING),
+        Stage(0.25, FEW, PLAIN, frozen=SEEING),
+        Stage(0.65, {**EVERYTHING, "pairs": 1}, (*SMALL, (2, 2)), frozen=SEEING),
         Stage(1.00, EVERYTHING, ALL),
     ),
     # tables 1 and 2 of the paper, in proportion: align the eye with words, learn everything, learn to answer

@@ -75,14 +75,14 @@ def is_map(name: str, parameter: Tensor) -> bool:
     return parameter.ndim in (2, 4) and ("patch_embed" in name or not any(part in name for part in lists))
 
 
-def fast(module: nn.Module, muon: float = MUON_RATE) -> list[torch.optim.Optimizer]:
+def fast(module: nn.Module, muon: float | None = None) -> list[torch.optim.Optimizer]:
     """The fastest found for the toy: two optimisers that together step every parameter."""
     inner, rest = [], []
     for name, parameter in module.named_parameters():
         (inner if is_map(name, parameter) else rest).append(parameter)
     # initial_lr is what rate() below is a fraction of
     return [
-        Muon([{"params": inner, "initial_lr": muon}]),
+        Muon([{"params": inner, "initial_lr": muon or MUON_RATE}]),
         torch.optim.AdamW([{"params": rest, "initial_lr": ADAMW_RATE}], lr=ADAMW_RATE, betas=(0.9, 0.95),
                           weight_decay=WEIGHT_DECAY),
     ]
