@@ -84,9 +84,13 @@ def coded(numbers: Tensor) -> dict:
 
 
 def quantised(rows: Tensor) -> dict:
-    """Numbers from 0 on, in 8 bits: each row (the last dimension) is a fraction of its own largest, which is kept."""
+    """Numbers from 0 on, in 8 bits: each row (the last dimension) is a fraction of its own largest, which is kept.
+
+    What is rounded is the running sum, so that errors do not add up: the page tells the sum over a whole view.
+    """
     top = rows.amax(-1).float()
-    levels = (rows / top.clamp(min=1e-30)[..., None] * 255).round()
+    sums = (rows.double() / top.double().clamp(min=1e-30)[..., None] * 255).cumsum(-1).round()
+    levels = sums.diff(dim=-1, prepend=torch.zeros_like(sums[..., :1]))
     return coded(levels) | {"top": base64.b64encode(top.contiguous().numpy().tobytes()).decode()}
 
 

@@ -68,11 +68,13 @@ def test_channels_fill_the_room_and_no_more(layers, heads, room):
         assert (layer, panels.MEAN) in kept         # the mean can be looked at wherever a head can
 
 
-def test_eight_bits_are_exact_to_a_half_of_their_step():
+def test_eight_bits_are_exact_to_a_step_and_sums_over_them_to_half_a_step():
     rows = small.numbers(5, 7, 30).abs()
     rows[2, 3] = 0
     packed = unpacked(panels.quantised(rows))
-    assert ((packed - rows).abs() <= rows.amax(-1, keepdim=True) / 255 / 2 * 1.001).all()
+    level = rows.amax(-1, keepdim=True) / 255
+    assert ((packed - rows).abs() <= level * 1.001).all()
+    assert ((packed.cumsum(-1) - rows.cumsum(-1)).abs() <= level / 2 * 1.01).all()      # of any stretch, however long
 
 
 def test_pooled_attention_is_that_of_four_patches_together():

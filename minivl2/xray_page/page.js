@@ -444,7 +444,7 @@ function experts(data) {
     canvas.style.height = `${E * high + band}px`;
     scroll.append(canvas);
     const label = make("span", "", `layer ${layer + 1}`);
-    label.append(make("small", "", `experts 0–${E - 1}`));
+    label.append(make("small", "", `${E} experts`));
     strip.append(label, scroll);
     canvas.onpointermove = canvas.onpointerdown = (event) => { [at] = pointed(canvas, event, n, 1); draw(); };
     canvas.onkeydown = (event) => {
