@@ -269,7 +269,7 @@ figures.rows_of(processor.batch(three), processor)
 # %%
 @grade("model.DeepSeekVL2.embed")
 def embed(self: DeepSeekVL2, batch: Batch) -> Tensor:
-    """What the decoder reads: words' embeddings, with the images' vectors in their places. (B, T, D)
+    """(B, T, D): what the decoder reads. Words' embeddings, the images' vectors in their places.
 
     self.decoder.embed(ids) gives (B, T, D); self.see(tiles, grids) a list with a tensor (tokens, D)
     for each image. Without images: the words alone. Where the number of gaps (image_mask) is not
