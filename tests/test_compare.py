@@ -103,6 +103,22 @@ def test_every_call_counts_and_in_both_directions():
     assert first_difference(theirs, ours) == "b"
 
 
+def test_the_same_means_up_to_the_last_digits():
+    """Two right implementations add in another order. What was given may differ by as much as what is given on."""
+    one, nearly, apart = call([1.0], [1.0]), call([1.00005], [1.00005]), call([1.00005], [1.5])
+    assert first_difference({"a": [one]}, {"a": [nearly]}) is None
+    assert first_difference({"a": [one]}, {"a": [apart]}) == "a"
+    assert first_difference({"a": [one]}, {"a": [apart]}, tolerance=1e-6) is None       # it was given something else
+
+
+def test_first_is_who_finished_first_whatever_the_names():
+    ours, theirs = call([1.0], [2.0]), call([1.0], [3.0])
+    names = ("z.x", "z", "a.b.c.d", "a", "m.m.m")
+    for i in range(len(names)):
+        calls = {name: [ours] for name in names[i:] + names[:i]}
+        assert first_difference(calls, {name: [theirs] for name in sorted(names)}) == names[i]
+
+
 def test_other_shapes_and_no_numbers_are_differences():
     nan, one, two = call([1.0], [NAN]), call([1.0], [1.0]), call([1.0], [1.0, 1.0])
     assert first_difference({"x": [nan]}, {"x": [one]}) == "x"
