@@ -305,7 +305,8 @@ for row, name in enumerate(("tiny", "small", "base")):
     for k, ((kind, width), shade) in enumerate(zip(bits.items(), shades, strict=True)):
         y, size = row + 0.2 * (k - 1.5), total * width / 8 / 1e9
         axis.barh(y, size, 0.18, color=shade, label=kind if row == 0 else None)
-        axis.barh(y, cache, 0.18, left=size, color="#d62246", label="cache" if row + k == 0 else None)
+        axis.barh(y, cache, 0.18, left=size, color="#d62246",
+                  label="cache" if row + k == 0 else None)
         axis.text(size + cache + 1, y, f"{size:.1f} + {cache:.2f}", va="center", fontsize=7)
 for memory in (16, 32, 64):
     axis.axvline(memory, color="#aaaaaa", lw=0.8, ls="--")
@@ -413,9 +414,8 @@ ours = trace(model, lambda m: m(asked))
 theirs = {kind: trace(wrong(kind), lambda m: m(asked)) for kind in kinds}
 
 # %%
-blocks = [name for name in ours
-          if name.count(".") == 2 and (".blocks." in name or ".layers." in name)]
-blocks = [n for n in blocks if n.startswith(("vision.blocks", "decoder.layers"))] + ["decoder.head"]
+blocks = [*(name for name in ours if re.fullmatch(r"vision\.blocks\.\d|decoder\.layers\.\d", name)),
+          "decoder.head"]
 figure, axis = plt.subplots(figsize=(9, 2.8), layout="constrained")
 for kind, mark in zip(kinds, "osv^", strict=True):
     apart = [difference(theirs[kind][name][0].gave[:1], ours[name][0].gave[:1]) for name in blocks]
