@@ -422,7 +422,7 @@ for kind, mark in zip(kinds, "osv^", strict=True):
     axis.plot([max(x, 1e-9) for x in apart], mark + "-", label=kind, ms=4, lw=1)
 axis.set(yscale="log", ylim=(3e-10, 10), ylabel="relative difference",
          yticks=[1e-9, 1e-6, 1e-3, 1], yticklabels=["none", "1e-6", "1e-3", "1"])
-axis.set_xticks(range(len(blocks)), [b.replace("decoder.", "").replace("vision.", "") for b in blocks],
+axis.set_xticks(range(len(blocks)), [name.partition(".")[2] for name in blocks],
                 rotation=20, fontsize=8)
 axis.legend(frameon=False, fontsize=8)
 axis.spines[["top", "right"]].set_visible(False)
