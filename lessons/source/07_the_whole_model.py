@@ -478,4 +478,4 @@ except ValueError as error:
 # in a row), and `without_twins` in `model.py`, which saves looking twice at a picture of one tile. Read that one: it is
 # short, and a pretty puzzle.
 #
-# Then train it on more than six pictures: that is lesson 8.
+# Then train it on more than six pictures: [lesson 8](08_training.ipynb).

@@ -456,3 +456,33 @@ for axis, one in zip(axes, wanted, strict=False):
     axis.set_title(f"{one.question.text}\n{one.answer}", fontsize=7,
                    color="#1a7f37" if one.right else "#cf222e")
     axis.set(xticks=[], yticks=[])
+
+# %% [markdown]
+# It is blind. Colours and shapes are no better than a guess, and neither is whether a thing is there. (Size may have
+# begun.) "Count the things" is always right, because here the answer is always 1: the guess in that row is one for
+# pictures of the usual kind, and does not hold for ours. Know what the guess is a guess *of*.
+#
+# And the curves? They said all this, to whoever can read them.
+#
+# - **A curve that lies flat at the logarithm of the choices has seen nothing.** An answer here has two tokens: a word,
+#   and the `END` that always follows. Who does not look, but knows that a colour is asked for, pays $\ln 8$ for one of
+#   eight colours and nothing for `END`: $\ln 8 / 2 = 1.04$. That is where the red curve ends. For yes or no it is
+#   $\ln 2 / 2 = 0.35$: the orange one. The long fall before was learning to *talk*: which words there are, and which of
+#   them answer which question.
+# - **A curve that falls below may have found another way.** Blind, shapes cost $\ln 6 / 2 = 0.90$, and the violet curve
+#   ends far below that. But a conversation asks several questions about one picture, and "what colour is the big
+#   triangle?" tells its shape and size to everybody who comes after. The toy learned to read *that*. Asked alone,
+#   nothing is given away. (For the same reason captions come last in a conversation: `curriculum.interview`.)
+#
+# So: scores, on new pictures, each question alone, beside a guess.
+#
+# ## What helps
+# More steps, and an eye that has begun to see before the first question. `train_tiny.py` spends a quarter of its time
+# on the eye (`plan.see`), and then goes through a *course*: large plain things first, tiles and letters later
+# (`curriculum.COURSES`). What ten minutes of that lead to is in the [README](../README.md). `make train` runs it;
+# `--recipe paper` takes the three stages and SigLIP's way instead.
+#
+# ## What you have now
+# Six parts of `minivl2/training/`. What you have not written: `sight.py`, which asks visual tokens what they show;
+# `loop.py`, which saves a run so that, killed at any moment, it goes on to the same weights; `team.py`, two processes
+# that train one model. And `Learner` in `optimizers.py`: twenty lines that you can read now.
