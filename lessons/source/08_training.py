@@ -55,7 +55,7 @@ figures.where()
 # | rate (Tiny) | 5.4e-4, cosine | 5.4e-4, divided by $\sqrt{10}$ at 50 % and 75 % | 3.0e-5, constant |
 # | tokens | 2 billion | 800 billion | 20 billion |
 #
-# Freezing is cheap to understand: while the projector sends noise, a decoder that learns would learn to ignore it. In
+# Why freeze? While the projector sends noise, a decoder that learns would learn to ignore it. In
 # all stages the vision tower learns at a tenth of the rate. It knows a lot already, and has more to lose than to gain.
 #
 # `COURSES["paper"]` is that recipe for the toy. Here is its learning rate, and below it what learns:
@@ -115,9 +115,8 @@ def rate(progress: float) -> float:
 #
 # The paper trains with AdamW: every number has its own step, scaled by how large its gradients have been. The toy uses
 # Muon for its matrices, which looks at a matrix as a whole. A gradient $G = U S V^\top$ is usually dominated by a few
-# directions (large values in $S$): the common ones, which everything shares. The rare ones, which tell a star from a
-# cross, are hundreds of times smaller, and learn as much slower. Muon replaces $S$ by ones: all directions at the same
-# speed.
+# directions (large values in $S$): the common ones, which everything shares. The rare ones, which may tell a star from
+# a cross, are much smaller, and learn as much slower. Muon replaces $S$ by ones: all directions at the same speed.
 #
 # $$G = U S V^\top \quad\longrightarrow\quad U V^\top$$
 #
@@ -363,7 +362,7 @@ for axis, room in zip(axes, (0, 512), strict=True):
 #
 # Everything together, as small as it gets: pictures with a single thing, seen whole, and all that can be asked of it.
 # No eye trained before, so all the toy knows comes from answers. A step is: draw pictures, have a conversation about
-# each, take the loss, step. It takes the better part of a minute on one core.
+# each, take the loss, step. No cell of these lessons takes longer.
 
 # %%
 stage = curriculum.Stage(1.0, {"scenes": 1}, ((1, 1),), things=1)
@@ -477,8 +476,8 @@ for axis, one in zip(axes, wanted, strict=False):
 # So: scores, on new pictures, each question alone, beside a guess.
 #
 # ## What helps
-# More steps, and an eye that has begun to see before the first question. `train_tiny.py` spends a quarter of its time
-# on the eye (`plan.see`), and then goes through a *course*: large plain things first, tiles and letters later
+# More steps, and an eye that has begun to see before the first question. `train_tiny.py` spends a part of its time on
+# the eye (`plan.see`), and then goes through a *course*: large plain things first, tiles and letters later
 # (`curriculum.COURSES`). What ten minutes of that lead to is in the [README](../README.md). `make train` runs it;
 # `--recipe paper` takes the three stages and SigLIP's way instead.
 #
