@@ -1,6 +1,6 @@
 """What travels from the processor to the model: token ids, and the tiles of the images among them.
 
-Tests    tests/test_processor.py
+Lesson   lessons/07_the_whole_model.ipynb       Tests   tests/test_batch.py, tests/test_processor.py
 """
 
 from __future__ import annotations

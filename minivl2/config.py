@@ -1,6 +1,7 @@
 """Configuration: every number that shapes a DeepSeek-VL2, under the names the published files use.
 
-Paper    DeepSeek-VL2, arXiv:2412.10302, table 1 and section 2.       Tests   tests/test_config.py
+Paper    DeepSeek-VL2, arXiv:2412.10302, table 1 and section 2.
+Lesson   lessons/07_the_whole_model.ipynb       Tests   tests/test_config.py
 
 A published `config.json` leaves out whatever equals a default, so the defaults below are part of the format.
 They are frozen dataclasses: read once here, then passed around; no other module looks into a dictionary.

@@ -1,6 +1,7 @@
 """The conversation format: turns of user and assistant as one line of text, with a place for every image.
 
-Source   the published processor ("deepseek" format).           Tests   tests/test_conversation.py
+Source   the published processor ("deepseek" format).
+Lesson   lessons/07_the_whole_model.ipynb           Tests   tests/test_conversation.py
 
     <begin>[system text]<|User|>: {question}\\n\\n<|Assistant|>:{answer}<end><|User|>: {next question} ...
 
@@ -46,7 +47,11 @@ def pieces(messages: Sequence[Mapping], training: bool = False) -> list[Piece]:
     _check_order(turns)
     if training and (not turns or turns[-1] != ("assistant", turns[-1][1]) or not turns[-1][1]):
         raise ConversationError("a conversation to learn from ends with the assistant's answer")
+    return line_of(turns, training)
 
+
+def line_of(turns: Sequence[tuple[str, str]], training: bool = False) -> list[Piece]:
+    """Turns, (role, text), in their right order, as the pieces of one line."""
     line = [Piece(BEGIN, False)]
     for i, (role, text) in enumerate(turns):
         if role == "system":

@@ -1,5 +1,6 @@
 """What a model costs, from its configuration alone: parameters, cache, memory.
 
+Lesson   lessons/11_the_real_weights.ipynb
 Tests    tests/test_cost.py
 
 "Activated" follows the counting rule that gives the published figures (1.0, 2.8 and 4.5 B): the language model with

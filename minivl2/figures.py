@@ -23,8 +23,11 @@ from PIL import Image
 from torch import Tensor
 
 from minivl2 import toyworld
+from minivl2.batch import Batch
 from minivl2.config import Config
+from minivl2.conversation import BEGIN, END
 from minivl2.places import Place
+from minivl2.processor import Processor
 from minivl2.tiling import cut, grid_of
 
 GLOBAL, LOCAL, NEWLINE, SEPARATOR, TEXT, ANSWER = "#f4a261", "#4d9de0", "#555555", "#d62246", "#e9e4d8", "#3bb273"
@@ -247,6 +250,43 @@ def where(*here: str) -> Figure:
     axis.add_patch(FancyBboxPatch((7.02, 0.5), 2.96, 1.0, boxstyle="round,pad=0.02", fill=False, edgecolor="#aaaaaa"))
     axis.text(9.98, 0.42, "decoder: layer after layer", fontsize=7.5, ha="right", va="top", color="#777777")
     axis.set(xlim=(-0.1, 12.8), ylim=(-0.45, 1.55))
+    axis.axis("off")
+    return figure
+
+
+def rows_of(batch: Batch, processor: Processor, shown: int = 8) -> Figure:
+    """A batch token by token: what is given, what is learned, what is a picture (of which the first few tokens are shown),
+    and the padding, which fills the rows from the left."""
+    colours = {"given": TEXT, "learned": ANSWER, "picture": LOCAL}
+    pad = torch.nn.functional.pad
+    learned = pad(batch.learned, (1, 0)) if batch.labels is not None else torch.zeros_like(batch.image_mask)
+    rows = []
+    for ids, *masks in zip(batch.input_ids, batch.attention_mask, batch.image_mask, learned, strict=True):
+        row, run = [], 0
+        for token, real, seen, wanted in zip(ids.tolist(), *masks, strict=True):
+            run = run + 1 if seen else 0
+            if real and run <= shown:
+                text = processor.tokenizer.decode([token], skip_special_tokens=False).replace("\n", "\u21b5")
+                text = "" if seen else text.replace(BEGIN, "<begin>").replace(END, "<end>")
+                row.append((text, "picture" if seen else "learned" if wanted else "given"))
+        rows.append(row)
+    widths = [[max(0.5, 0.75 + len(text)) if text else 0.5 for text, _ in row] for row in rows]
+    most = max(map(sum, widths))
+    figure = Drawing(figsize=(11, 0.45 + 0.36 * len(rows)), layout="constrained")
+    axis = figure.subplots()
+    for y, (row, each) in enumerate(zip(rows, widths, strict=True)):
+        x = most - sum(each)
+        if x > 0:
+            axis.add_patch(Rectangle((0, y), x - 0.2, 0.8, facecolor="none", edgecolor="#cccccc", hatch="///", linewidth=0))
+        for (text, kind), width in zip(row, each, strict=True):
+            axis.add_patch(Rectangle((x, y), width - 0.2, 0.8, color=colours[kind], linewidth=0))
+            axis.text(x + width / 2 - 0.1, y + 0.42, text, ha="center", va="center", fontsize=min(8, 1150 / most),
+                      family="monospace", parse_math=False)
+            x += width
+    names = {"given": "#a09880", "learned": ANSWER, "picture": LOCAL, "padding": NEUTRAL}
+    for i, (name, colour) in enumerate(names.items()):
+        axis.text(0.08 * i * most, -0.2, name, color=colour, fontsize=8, weight="bold")
+    axis.set(xlim=(0, most), ylim=(len(rows), -0.9))
     axis.axis("off")
     return figure
 

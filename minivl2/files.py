@@ -1,5 +1,6 @@
 """Files that are there whole or not at all.
 
+Lesson   lessons/11_the_real_weights.ipynb
 Tests    tests/test_files.py
 """
 

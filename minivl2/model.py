@@ -1,6 +1,7 @@
 """DeepSeek-VL2: pixels and words in, the next word's probabilities out.
 
-Paper    DeepSeek-VL2, arXiv:2412.10302, figure 2.        Tests   tests/test_model.py, tests/test_goldens.py
+Paper    DeepSeek-VL2, arXiv:2412.10302, figure 2.
+Lesson   lessons/07_the_whole_model.ipynb       Tests   tests/test_model.py, tests/test_goldens.py
 
     tiles -> vision tower -> projector -> laid out as a line of tokens -+
                                                                         +-> decoder -> head -> logits

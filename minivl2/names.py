@@ -1,6 +1,7 @@
 """The published names of the model's tensors, and what a checkpoint must hold.
 
-Tests    tests/test_weights.py
+Lesson   lessons/11_the_real_weights.ipynb
+Tests    tests/test_names.py, tests/test_weights.py
 
 The published checkpoints and this code call the same matrix by different names; one table translates. A checkpoint
 whose tensors are not exactly the expected ones is refused: an expert that silently stays random still writes sentences.
@@ -64,12 +65,16 @@ def mismatches(wanted: dict[str, tuple[int, ...]], got: dict[str, tuple[int, ...
     problems = []
     for name in sorted(wanted.keys() - got.keys()):
         if not name.startswith(UNUSED):
-            alike = difflib.get_close_matches(name, extra, n=1, cutoff=0.8) if len(extra) < 100 else []
-            hint = f" (is it the one called {alike[0]}?)" if alike else ""
-            problems.append(f"{name}: missing{hint}")
+            problems.append(f"{name}: missing{hint(name, extra)}")
     problems += [f"{name}: not a tensor of this model" for name in extra]
     problems += [
         f"{name}: shape {list(got[name])}, but the configuration asks for {list(shape)}"
         for name, shape in wanted.items() if name in got and got[name] != shape
     ]
     return problems
+
+
+def hint(name: str, extra: list[str]) -> str:
+    """Which of the tensors that nobody asked for it may be, under another spelling."""
+    alike = difflib.get_close_matches(name, extra, n=1, cutoff=0.8) if len(extra) < 100 else []
+    return f" (is it the one called {alike[0]}?)" if alike else ""

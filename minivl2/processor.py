@@ -1,6 +1,7 @@
 """The processor: a conversation and its images become a Batch that the model can read.
 
-Source   the published processor.           Tests   tests/test_processor.py, tests/test_goldens.py
+Source   the published processor.
+Lesson   lessons/07_the_whole_model.ipynb       Tests   tests/test_processor.py, tests/test_goldens.py
 """
 
 from __future__ import annotations
@@ -106,6 +107,21 @@ class Processor:
                 f"the text has {wanted} {talk.IMAGE}, but {len(images)} images came with it: each image needs one")
         tiles, grids = self.tile(images)
 
+        ids, labels = self.spell(line, grids)
+        labels[0] = ids[0]      # as the published processor has it. Nothing comes before it, so nothing is learned.
+
+        input_ids = torch.tensor([ids])
+        return Batch(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids, dtype=torch.bool),
+            image_mask=input_ids == self.special_ids[talk.IMAGE],
+            tiles=tiles,
+            grids=torch.tensor(grids, dtype=torch.long).view(-1, 2),
+            labels=torch.tensor([labels]) if training else None,
+        )
+
+    def spell(self, line: Sequence[talk.Piece], grids: Sequence[Size]) -> tuple[list[int], list[int]]:
+        """The ids of a line, and their labels: the same ids where the model is to learn to write them, else IGNORED."""
         ids: list[int] = []
         labels: list[int] = []
         remaining = iter(grids)
@@ -118,17 +134,7 @@ class Processor:
                 new = self.tokenizer.encode(text, add_special_tokens=False).ids
             ids += new
             labels += new if learned else [IGNORED] * len(new)
-        labels[0] = ids[0]      # as the published processor has it. Nothing comes before it, so nothing is learned.
-
-        input_ids = torch.tensor([ids])
-        return Batch(
-            input_ids=input_ids,
-            attention_mask=torch.ones_like(input_ids, dtype=torch.bool),
-            image_mask=input_ids == self.special_ids[talk.IMAGE],
-            tiles=tiles,
-            grids=torch.tensor(grids, dtype=torch.long).view(-1, 2),
-            labels=torch.tensor([labels]) if training else None,
-        )
+        return ids, labels
 
     def tile(self, images: Sequence[Image.Image | str | Path]) -> tuple[torch.Tensor, list[Size]]:
         """All views of all images (M, 3, tile, tile), and the grid of each image."""

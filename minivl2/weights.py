@@ -1,5 +1,6 @@
 """Published checkpoints, read and written, and nothing tolerated that does not fit.
 
+Lesson   lessons/11_the_real_weights.ipynb
 Tests    tests/test_weights.py, tests/test_goldens.py
 
     config.json  processor_config.json  tokenizer.json  model.safetensors (or several, with model.safetensors.index.json)

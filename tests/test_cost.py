@@ -1,11 +1,13 @@
 """What a model costs, against the published figures and against hand counts."""
 
 import pytest
+import small
 import torch
 
 import minivl2
 from minivl2 import Config, cost
 from minivl2.cache import Cache
+from minivl2.decoder import Decoder
 
 
 def totals(name):
@@ -37,12 +39,12 @@ def test_activated_counts_only_the_chosen_experts():
     assert routed.total == 11 * 64 * one_expert and routed.activated == 11 * 6 * one_expert
 
 
-@pytest.mark.parametrize("name", ["mha", "mla"])
-def test_cache_numbers_are_those_the_cache_really_holds(name):
+@pytest.mark.parametrize("lang", [
+    Config.from_file("tests/goldens/mha").language, Config.from_file("tests/goldens/mla").language,
+    small.language(), small.language(**small.MULTI_HEAD)], ids=["mha", "mla", "small latent", "fewer key heads"])
+def test_cache_numbers_are_those_the_cache_really_holds(lang):
     """Run the decoder, and count what is in its cache."""
-    config = Config.from_file(f"tests/goldens/{name}")
-    lang = config.language
-    decoder = minivl2.build(config).decoder
+    decoder = Decoder(lang)
     tokens = 5
     cache = Cache(lang.num_hidden_layers, capacity=tokens)
     decoder(torch.randn(1, tokens, lang.hidden_size), torch.ones(1, tokens, dtype=torch.bool), cache)

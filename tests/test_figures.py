@@ -3,6 +3,7 @@
 import re
 import xml.etree.ElementTree as xml
 
+import matplotlib
 import numpy as np
 import pytest
 import small
@@ -100,3 +101,25 @@ def test_the_map_lights_the_boxes_asked_for():
     assert len(lit()) == len(figures.PLACES) + 2        # the whole model, with question and embedding
     with pytest.raises(ValueError, match="the map has no brain; it has picture, tiles"):
         figures.where("brain")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_batch_is_drawn_token_by_token_with_its_padding(processor, training):
+    talks = [(small.answered if training else lambda question, _: small.ask(question))(question, "the fox")
+             for question in ("how many shapes are there?", "<image>?")]
+    images = [[], [small.picture(42, 42)]]
+    alone = [processor(talk, own, training) for talk, own in zip(talks, images, strict=True)]
+    batch = processor.batch(alone)
+    figure = figures.rows_of(batch, processor, shown=3)
+    drawn = [(patch.get_facecolor(), round(patch.get_y())) for patch in figure.axes[0].patches]
+    colour = matplotlib.colors.to_rgba
+    learned = len(processor.tokenizer.encode("the fox", add_special_tokens=False).ids) + 1
+    pictures = int(batch.image_mask.sum())
+    assert drawn.count((colour(figures.LOCAL), 1)) == 3 < pictures      # of the picture, the first three
+    for row, one in enumerate(alone):
+        of_row = learned if training else 0
+        assert drawn.count((colour(figures.ANSWER), row)) == of_row
+        assert drawn.count((colour(figures.TEXT), row)) == one.input_ids.shape[1] - of_row - pictures * row
+    assert drawn.count((colour("none"), 0)) + drawn.count((colour("none"), 1)) == 1         # the shorter row's padding
+    right = [max(p.get_x() + p.get_width() for p in figure.axes[0].patches if round(p.get_y()) == row) for row in (0, 1)]
+    assert right[0] == pytest.approx(right[1])

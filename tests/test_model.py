@@ -85,12 +85,14 @@ def test_a_padded_batch_gives_what_its_members_give_alone(processor, kind):
         assert_close(row[-batch.input_ids.shape[1]:], model(batch)[0])
 
 
-def test_a_text_with_more_or_fewer_gaps_than_the_images_fill_is_refused(processor):
+@pytest.mark.parametrize("more", [1, -1])
+def test_a_text_with_more_or_fewer_gaps_than_the_images_fill_is_refused(processor, more):
     model, batch = model_of(), talks(processor)[0]
-    wrong = dataclasses.replace(batch, image_mask=batch.image_mask.roll(1).logical_or(batch.image_mask))
-    vectors = reference.visual_token_count(2, 1, side=2)
-    with pytest.raises(ValueError, match=f"room for {vectors + 1} visual tokens, but the images have {vectors}"):
-        model(wrong)
+    mask, vectors = batch.image_mask.clone(), reference.visual_token_count(2, 1, side=2)
+    place = mask[0].nonzero()[0] - int(more > 0)
+    mask[0, place] = more > 0
+    with pytest.raises(ValueError, match=f"room for {vectors + more} visual tokens, but the images have {vectors}"):
+        model(dataclasses.replace(batch, image_mask=mask))
 
 
 # ------------------------------------------------------------------------------------------ the loss
@@ -182,6 +184,20 @@ def test_a_padded_batch_learns_what_its_members_would_learn_alone(processor):
     answers = [int((b.labels[:, 1:] != IGNORED).sum()) for b in members]
     alone = sum(model.loss(b).text * n for b, n in zip(members, answers, strict=True)) / sum(answers)
     assert_close(model.loss(processor.batch(members)).text, alone, rtol=1e-6, atol=0)
+
+
+@torch.no_grad()
+def test_the_loss_is_taken_in_float32_even_of_a_model_in_bfloat16(processor):
+    """In bfloat16 a sum over 129,280 probabilities has two digits."""
+    loss = model_of().bfloat16().loss(talks(processor, training=True)[0])
+    assert (loss.text.dtype, loss.each.dtype) == (torch.float32, torch.float32)
+
+
+@torch.no_grad()
+def test_what_each_token_costs_is_told_row_after_row(processor):
+    model, members = model_of(), talks(processor, training=True)
+    alone = torch.cat([model.loss(b).each for b in members])
+    assert_close(model.loss(processor.batch(members)).each, alone, rtol=1e-5, atol=1e-6)
 
 
 def test_a_batch_without_labels_has_no_loss(processor):

@@ -1,6 +1,7 @@
 """Optimisers: Muon beside torch's own and beside a singular value decomposition, and the team's float32 learner."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -118,9 +119,49 @@ def test_a_step_follows_its_own_gradient_not_those_before(dtype):
 
 
 def test_embeddings_heads_and_gates_are_not_maps():
-    matrix = nn.Parameter(torch.zeros(4, 4))
-    assert optimizers.is_map("decoder.layers.1.mlp.experts.0.up_proj.weight", matrix)
-    assert optimizers.is_map("vision.patch_embed.weight", nn.Parameter(torch.zeros(4, 3, 8, 8)))
-    assert not optimizers.is_map("decoder.embed.weight", matrix)
-    assert not optimizers.is_map("decoder.layers.1.mlp.gate.weight", matrix)
-    assert not optimizers.is_map("vision.norm.weight", nn.Parameter(torch.zeros(4)))
+    maps = {"decoder.layers.1.mlp.experts.0.up_proj.weight": (6, 4),
+            "decoder.layers.1.mlp.experts.0.gate_proj.weight": (6, 4),
+            "decoder.layers.0.mlp.gate_proj.weight": (6, 4), "vision.patch_embed.weight": (4, 3, 8, 8),
+            "decoder.layers.2.attn.kv_down.weight": (4, 4), "projector.layers.0.weight": (4, 8)}
+    others = {"decoder.embed.weight": (9, 4), "decoder.head.weight": (9, 4), "decoder.layers.1.mlp.gate.weight": (5, 4),
+              "vision.norm.weight": (4,), "vision.patch_embed.bias": (4,), "vision.pos_embed": (1, 9, 4),
+              "image_newline": (4,), "text_embed.weight": (9, 4), "head_letters.weight": (3, 4), "head_scale": ()}
+    for name, shape in (maps | others).items():
+        assert optimizers.is_map(name, nn.Parameter(torch.zeros(shape))) == (name in maps), name
+
+
+@given(st.floats(0, 1))
+def test_the_rate_at_any_progress(progress):
+    """A straight line to 1 in the first fiftieth, then half a cosine down to a twentieth."""
+    if progress < 0.02:
+        wanted = progress * 50
+    else:
+        angle = math.pi * (progress - 0.02) / 0.98
+        wanted = 0.05 + 0.95 * (0.5 + 0.5 * math.cos(angle))
+    assert optimizers.rate(progress) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_the_rate_begins_at_nothing_reaches_all_and_keeps_a_little():
+    assert [optimizers.rate(progress) for progress in (0, 0.01, 0.02, 0.51, 1)] == pytest.approx([0, 0.5, 1, 0.525, 0.05])
+
+
+@pytest.mark.parametrize("progress, wanted", [(0, 1), (0.49, 1), (0.5, 10**-0.5), (0.74, 10**-0.5), (0.75, 0.1), (1, 0.1)])
+def test_the_papers_steps_divide_by_the_root_of_ten_twice(progress, wanted):
+    assert optimizers.stepped(progress) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_a_stack_of_matrices_is_made_orthogonal_each_by_itself(scale):
+    torch.manual_seed(0)
+    stack = torch.randn(3, 2, 5, 4) * torch.tensor([1.0, 10.0, 0.1]).view(3, 1, 1, 1) * scale
+    found = optimizers.orthogonal(stack)
+    assert found.shape == stack.shape
+    for i in range(3):
+        for j in range(2):
+            torch.testing.assert_close(found[i, j], optimizers.orthogonal(stack[i, j]))
+            assert torch.linalg.svdvals(found[i, j]).min() > 0.6
+
+
+def test_a_gradient_of_zeros_stays_zero():
+    """An expert that nobody visited: no direction, no step, and no 0/0."""
+    assert not optimizers.orthogonal(torch.zeros(3, 5)).any()

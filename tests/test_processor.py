@@ -9,7 +9,7 @@ import small
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, processors
 from torch.testing import assert_close
 
 from minivl2.batch import IGNORED, Batch, pad_left
@@ -93,6 +93,16 @@ def test_nothing_is_merged_across_an_image(processor):
     encode = processor.tokenizer.encode
     assert ids == [processor.special_ids[BEGIN], *encode("<|User|>: th", add_special_tokens=False).ids,
                    *[processor.special_ids[IMAGE]] * 13, *encode("e\n\n<|Assistant|>:", add_special_tokens=False).ids]
+
+
+def test_the_tokenizers_own_begin_token_is_not_wanted(goldens):
+    """Some tokenizers put one before every text they are given; here one text is given in many pieces."""
+    made = small.processor(goldens)
+    begin = made.special_ids[BEGIN]
+    want = made(small.ask("a<image>b"), [small.picture(42, 42)]).input_ids
+    made.tokenizer.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=[(BEGIN, begin)])
+    assert made.tokenizer.encode("a").ids[0] == begin
+    assert torch.equal(made(small.ask("a<image>b"), [small.picture(42, 42)]).input_ids, want)
 
 
 # ------------------------------------------------------------------------------------------ labels

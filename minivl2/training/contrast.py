@@ -1,6 +1,7 @@
 """Sight as SigLIP got it: no labels on patches, only which caption belongs to which picture.
 
 Paper    Sigmoid Loss for Language Image Pre-Training, arXiv:2303.15343, section 3.2 and algorithm 1.
+Lesson   lessons/08_training.ipynb
 Tests    tests/test_contrast.py
 
 A picture and a caption each become one vector. For every pair of the batch, matching or not, a yes or no is learned:

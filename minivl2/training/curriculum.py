@@ -1,6 +1,7 @@
 """Which pictures the toy sees when: an endless line of batches, each fixed by (seed, step) alone.
 
-Tests    tests/test_training.py
+Lesson   lessons/08_training.ipynb
+Tests    tests/test_curriculum.py, tests/test_training.py
 
 Everything at once from the start teaches a small model nothing in ten minutes: each ability gets too few examples
 before the next one pulls elsewhere. So it begins with large plain things on single tiles and goes on to pictures that

@@ -1,6 +1,7 @@
 """How good is it? Each ability on pictures never trained on, beside what a blind guess would score.
 
-Tests    tests/test_training.py
+Lesson   lessons/08_training.ipynb
+Tests    tests/test_evaluation.py, tests/test_training.py
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """The training loop, and how it is saved so that it can be resumed to the same weights.
 
+Lesson   lessons/08_training.ipynb
 Tests    tests/test_training.py
 
 A run is a folder:

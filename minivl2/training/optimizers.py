@@ -1,6 +1,7 @@
 """Muon for the maps inside, AdamW for the rest, and the learning rate over time.
 
-Papers   Muon: arXiv:2502.16982, section 2. AdamW: arXiv:1711.05101.        Tests   tests/test_optimizers.py
+Papers   Muon: arXiv:2502.16982, section 2. AdamW: arXiv:1711.05101.
+Lesson   lessons/08_training.ipynb                  Tests   tests/test_optimizers.py
 
 Muon replaces a matrix's gradient by the nearest orthogonal one, so that all directions of the matrix learn at the
 same speed. It needs no second moment. The toy learns to see several times faster with it than with AdamW alone.

@@ -1,5 +1,6 @@
 """Sight: the vision tower learns what is where, in words the decoder knows, before anyone asks it a question.
 
+Lesson   lessons/08_training.ipynb
 Tests    tests/test_sight.py
 
 The real vision tower comes trained: SigLIP has seen billions of pictures. Ours starts from noise, and answers alone

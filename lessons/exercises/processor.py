@@ -1,0 +1,69 @@
+"""Exercises on minivl2/processor.py, of lesson 07. Graded by tests/test_processor.py."""
+
+import small
+
+from minivl2.batch import IGNORED
+from minivl2.conversation import BEGIN, END, IMAGE, Piece
+from minivl2.grading.exercise import TESTS, Exercise, Mistake
+from minivl2.visual_tokens import count
+
+LINE = [Piece(BEGIN, False), Piece("<|User|>: th", False), Piece(IMAGE, False), Piece("e ", False), Piece(IMAGE, False),
+        Piece("\n\n<|Assistant|>:", False), Piece("a fox", True), Piece(END, True)]
+
+
+def a_spelling():
+    return small.processor(TESTS / "goldens").spell(LINE, [(2, 1), (1, 2)])
+
+
+def in_one_go(self, line, grids):
+    """Joined, then tokenised: what is right only where nothing merges across the cuts."""
+    text = "".join(piece.text for piece in line)
+    ids, remaining = [], iter(grids)
+    for i in self.tokenizer.encode(text.replace(IMAGE, ""), add_special_tokens=False).ids:
+        ids.append(i)
+    image = [self.special_ids[IMAGE]] * sum(count(grid, self.config.side) for grid in remaining)
+    return [*ids[:2], *image, *ids[2:]], [IGNORED] * (len(ids) + len(image))
+
+
+def one_length_for_all(self, line, grids):
+    ids, labels = [], []
+    for text, learned in line:
+        if text == IMAGE:
+            new = [self.special_ids[text]] * count(grids[0], self.config.side)
+        else:
+            new = self.tokenizer.encode(text, add_special_tokens=False).ids
+        ids += new
+        labels += new if learned else [IGNORED] * len(new)
+    return ids, labels
+
+
+EXERCISES = (
+    Exercise("processor.Processor.spell",
+             "(ids_are or each_image or nothing_is_merged or learned or tokenizers_own) and not padding", a_spelling, (
+        Mistake("one token an image", {" * count(next(remaining), self.config.side)": ""},
+                "an image gets one id. It needs one for every vector it will become: count(grid, side), hundreds of "
+                "them."),
+        Mistake("tokens of one tile", {"count(next(remaining), self": "count((1, 1), self"},
+                "every image gets the tokens of a single tile. How many it needs depends on its own grid."),
+        Mistake("the first image's for all", one_length_for_all,
+                "every image gets as many tokens as the first one. Each has its own grid."),
+        Mistake("without newlines and separator", {"count(next(remaining), self.config.side)":
+                                                   "(lambda w, h: (1 + w * h) * self.config.side**2)(*next(remaining))"},
+                "you counted the vectors of the tiles, and forgot the newline after each row and the separator: use "
+                "count()."),
+        Mistake("all is learned", {"new if learned else [IGNORED] * len(new)": "new"},
+                "every id is its own label, also those of the question. Where a piece is not learned, the label is "
+                "IGNORED."),
+        Mistake("the end is not learned", {"new if learned": "new if learned and text != END"},
+                "the end of the answer has no label. Its piece is marked as learned: treat it like any other."),
+        Mistake("labels already shifted", {"return ids, labels": "return ids, labels[1:] + [IGNORED]"},
+                "your labels are shifted by one. Here the label of a token is the token itself; the loss does the "
+                "shifting, and twice is once too often."),
+        Mistake("zeros for ignored", {"[IGNORED]": "[0]"},
+                "what is not learned has label 0, which is a token like any other. Use IGNORED."),
+        Mistake("tokenised in one go", in_one_go),
+        Mistake("the tokenizer's own begin", {"add_special_tokens=False": "add_special_tokens=True"}),
+        Mistake("one label a piece", {"[IGNORED] * len(new)": "[IGNORED]"},
+                "a piece that is not learned gets one label, however many ids it has: the two lists run apart."),
+    )),
+)

@@ -1,0 +1,487 @@
+# %% [markdown]
+# # 8. Training
+#
+# *40 minutes. Modules: `minivl2/training/`, above all `optimizers.py`, `contrast.py`, `curriculum.py` and
+# `evaluation.py`. You need: the loss (lesson 7).*
+#
+# The model is complete and knows nothing. Training is what remains: which pictures in which order, which parts learn
+# when, how large a step is, and how to tell whether the model sees or only talks. The last is the hardest.
+#
+# **In the paper:** DeepSeek-VL2, the section on training, tables 1 and 2; for the optimisers
+# [AdamW](https://arxiv.org/abs/1711.05101) and [Muon](https://arxiv.org/abs/2502.16982); for the eye
+# [SigLIP](https://arxiv.org/abs/2303.15343).
+#
+# **At the end you will have written** the learning rate over time, the heart of Muon and the choice of what it steps,
+# SigLIP's loss, the packing of sequences and the table of scores; and you will have read the curves of a model you
+# trained, and found that they flatter.
+
+# %%
+import dataclasses
+import io
+import math
+from contextlib import redirect_stderr
+
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import minivl2
+from minivl2 import Config, Processor, figures, toyworld
+from minivl2.batch import in_line
+from minivl2.grading import grade
+from minivl2.processor import ProcessorConfig
+from minivl2.training import curriculum, evaluation, loop, optimizers
+from minivl2.training.curriculum import Lesson
+from minivl2.training.evaluation import Answered
+from minivl2.training.optimizers import LOWEST, WARMUP
+from minivl2.training.tokenizer import sentences, train_tokenizer
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+figures.where()
+
+# %% [markdown]
+# ## Three stages
+#
+# The published models were not trained in one go. The decoder came from a language model, the vision tower from SigLIP;
+# only the projector between them was new, and a new part sends noise. So (tables 1 and 2 of the paper):
+#
+# | | aligning | pre-training | fine-tuning |
+# |---|---|---|---|
+# | what learns | vision tower and projector; the decoder is frozen | everything | everything |
+# | from | captions | images with text, and text alone, 70 to 30 | questions and answers |
+# | the loss is on | text | all text | answers and their ends |
+# | rate (Tiny) | 5.4e-4, cosine | 5.4e-4, divided by $\sqrt{10}$ at 50 % and 75 % | 3.0e-5, constant |
+# | tokens | 2 billion | 800 billion | 20 billion |
+#
+# Why freeze? While the projector sends noise, a decoder that learns would learn to ignore it. In
+# all stages the vision tower learns at a tenth of the rate. It knows a lot already, and has more to lose than to gain.
+#
+# `COURSES["paper"]` is that recipe for the toy. Here is its learning rate, and below it what learns:
+
+# %%
+plan = loop.Plan(steps=1000, course="paper")
+figure, (axis, below) = plt.subplots(2, 1, figsize=(9, 3), layout="constrained", sharex=True,
+                                     height_ratios=(2, 1))
+axis.plot([plan.rate_at(step) for step in range(plan.steps)], color="#7a4fc0")
+axis.set(ylabel="of the full rate", ylim=(0, 1.25))
+axis.spines[["top", "right"]].set_visible(False)
+began = 0.0
+for stage, name in zip(curriculum.COURSES["paper"], ("aligning", "pre-training", "fine-tuning"),
+                       strict=True):
+    for row, part in enumerate(("vision", "projector", "decoder")):
+        learns = part not in stage.frozen
+        below.barh(row, plan.steps * (stage.until - began) - 4, 0.8, left=plan.steps * began + 2,
+                   color=figures.ANSWER if learns else "#dddddd")
+    axis.text(plan.steps * (began + stage.until) / 2, 1.1, name, ha="center", fontsize=8)
+    began = stage.until
+below.set(yticks=range(3), yticklabels=("vision", "projector", "decoder"), xlabel="step")
+below.spines[:].set_visible(False)
+below.invert_yaxis()
+
+# %% [markdown]
+# ## The rate over time
+#
+# The toy's usual schedule is simpler: a short rise, then half a cosine down. The rise is there because the first
+# gradients are the largest and the least to be trusted; the fall because near the end a large step only jumps around
+# the goal.
+#
+# $$r(p) = \begin{cases} p / W & p < W \\ \ell + (1 - \ell)\,\frac{1}{2}\big(1 + \cos(\pi q)\big), \quad
+# q = \frac{p - W}{1 - W} & \text{otherwise} \end{cases}$$
+#
+# with $p$ the progress from 0 to 1, $W$ = `WARMUP` and $\ell$ = `LOWEST`.
+#
+# ### Exercise 1: the rate
+
+# %% [markdown] tags=["hints"]
+# 1. Two cases. In the first, a straight line from 0 to 1.
+# 2. In the second, $q$ is the part of the way down: 0 right after the rise, 1 at the end.
+
+# %%
+@grade("training.optimizers.rate")
+def rate(progress: float) -> float:
+    """The fraction of the full learning rate at this progress, 0 to 1: from 0 up to 1 at WARMUP,
+    then half a cosine down to LOWEST at the end."""
+    ### BEGIN SOLUTION
+    if progress < WARMUP:
+        return progress / WARMUP
+    fallen = (progress - WARMUP) / (1 - WARMUP)
+    return LOWEST + (1 - LOWEST) * (1 + math.cos(math.pi * fallen)) / 2
+    ### END SOLUTION
+
+# %% [markdown]
+# ## Muon
+#
+# The paper trains with AdamW: every number has its own step, scaled by how large its gradients have been. The toy uses
+# Muon for its matrices, which looks at a matrix as a whole. A gradient $G = U S V^\top$ is usually dominated by a few
+# directions (large values in $S$): the common ones, which everything shares. The rare ones, which may tell a star from
+# a cross, are much smaller, and learn as much slower. Muon replaces $S$ by ones: all directions at the same speed.
+#
+# $$G = U S V^\top \quad\longrightarrow\quad U V^\top$$
+#
+# A singular value decomposition at every step would be too slow. But an odd polynomial of a matrix acts on its singular
+# values alone: $X X^\top X = U S^3 V^\top$. So one that pushes every number between 0 and 1 towards 1, applied again
+# and again, does it with products only:
+
+# %%
+a, b, c = 3.4445, -4.7750, 2.0315
+s = torch.linspace(0, 1, 500)
+figure, axis = plt.subplots(figsize=(6, 2.4), layout="constrained")
+for times, shade in zip(range(6), plt.cm.Purples(torch.linspace(0.3, 1, 6)), strict=True):
+    axis.plot(torch.linspace(0, 1, 500), s, color=shade, label=f"{times} times")
+    s = a * s + b * s**3 + c * s**5
+axis.set(xlabel="singular value", ylabel="afterwards", ylim=(0, 1.3))
+axis.legend(frameon=False, fontsize=7, bbox_to_anchor=(1, 1))
+axis.spines[["top", "right"]].set_visible(False)
+
+# %% [markdown]
+# After five times everything from a hundredth upwards lies around 1. (Not at 1: the coefficients were chosen for speed,
+# and "near" is good enough.)
+#
+# ### Exercise 2: nearly orthogonal
+
+# %% [markdown] tags=["hints"]
+# 1. First make all singular values at most 1: divide by the norm over the last two dimensions (`keepdim=True`), plus
+#    1e-7.
+# 2. With $A = X X^\top$ the polynomial is $a X + (b A + c A A) X$. `X.mT` transposes the last two dimensions only.
+# 3. $A$ is smaller if $X$ is wide rather than tall: transpose a tall one before, and back afterwards. (It is not needed
+#    for the result.)
+
+# %%
+@grade("training.optimizers.orthogonal")
+def orthogonal(G: Tensor, steps: int = 5) -> Tensor:
+    """(..., rows, columns) -> the same shape: nearly U V^T, each matrix of the stack by itself.
+
+    Divide each matrix by its Frobenius norm (+ 1e-7), then repeat `steps` times
+    X = a X + b (X X^T) X + c (X X^T)^2 X, with a, b, c = 3.4445, -4.7750, 2.0315. Zeros stay zeros.
+    """
+    ### BEGIN SOLUTION
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = G.shape[-2] > G.shape[-1]
+    X = G.mT if tall else G
+    X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        A = X @ X.mT
+        X = a * X + (b * A + c * A @ A) @ X
+    return X.mT if tall else X
+    ### END SOLUTION
+
+# %% [markdown]
+# What it buys, on a problem made for it: a matrix is to be found from pairs $(x, W x)$. In 32 directions of $x$ the
+# numbers are smaller and smaller, in the last a hundred times smaller than in the first; and the directions lie askew,
+# so that each number of the matrix has a part in all of them. After 150 steps, how wrong is the matrix in each
+# direction? (Each optimiser at the best of the rates that we tried: for SGD from 0.1 to 0.8, AdamW 0.005 to 0.32, Muon
+# 0.01 to 0.16.)
+
+# %%
+def find_a_matrix(optimizer_of, steps: int = 150) -> Tensor:
+    torch.manual_seed(0)
+    wanted, sizes = torch.randn(32, 32) / 32**0.5, torch.logspace(0, -2, 32)
+    askew = torch.linalg.qr(torch.randn(32, 32))[0]
+    W = nn.Parameter(torch.zeros(32, 32))
+    optimizer = optimizer_of([W])
+    full = optimizer.param_groups[0]["lr"]
+    for step in range(steps):
+        x = torch.randn(256, 32) * sizes @ askew
+        optimizer.zero_grad()
+        (x @ (W - wanted).T).square().sum(1).mean().backward()
+        optimizer.param_groups[0]["lr"] = full * rate(step / steps)
+        optimizer.step()
+    wrong = (W - wanted).detach() @ askew.T
+    return wrong.norm(dim=0) / (wanted @ askew.T).norm(dim=0)
+
+
+ways = {"SGD": lambda p: torch.optim.SGD(p, lr=0.8),
+        "AdamW": lambda p: torch.optim.AdamW(p, lr=0.32, weight_decay=0),
+        "Muon": lambda p: optimizers.Muon(p, lr=0.08, weight_decay=0)}
+figure, axis = plt.subplots(figsize=(7, 2.4), layout="constrained")
+for (name, way), colour in zip(ways.items(), ("#999999", "#4d9de0", "#7a4fc0"), strict=True):
+    axis.plot(find_a_matrix(way), color=colour, label=name)
+axis.set(xlabel="direction, from large to small", ylabel="error left", ylim=(0, 1.2))
+axis.legend(frameon=False)
+axis.spines[["top", "right"]].set_visible(False)
+
+# %% [markdown]
+# With three seeds the mean error over all directions was 0.42 with SGD, 0.22 to 0.24 with AdamW, 0.03 to 0.04 with
+# Muon.
+#
+# ### Which parameters
+# Muon needs maps: matrices that turn vectors into vectors. Not everything with two dimensions is one. A row of the
+# embedding belongs to one word, a row of the head too, and a row of a gate to one expert. Those are lists of vectors;
+# to make them orthogonal would be to push words apart that are alike. They go to AdamW, with the norms and biases.
+#
+# ### Exercise 3: is it a map?
+
+# %% [markdown] tags=["hints"]
+# 1. `parameter.ndim` is 2 for a matrix, and 4 for the convolution of `patch_embed`, which is a matrix too: pixels of a
+#    patch in, numbers out.
+# 2. Lists have `embed.weight`, `head` or `gate.weight` in their names. But look: `patch_embed.weight` has one of them
+#    too, and an expert's `gate_proj.weight` has none.
+
+# %%
+@grade("training.optimizers.is_map")
+def is_map(name: str, parameter: Tensor) -> bool:
+    """True for matrices and the convolution over patches; False for vectors, for anything of three
+    dimensions, and for lists of vectors: names with "embed.weight" (a word's, not patch_embed),
+    "head" or "gate.weight" in them."""
+    ### BEGIN SOLUTION
+    lists = ("embed.weight", "head", "gate.weight")
+    is_list = any(part in name for part in lists) and "patch_embed" not in name
+    return parameter.ndim in (2, 4) and not is_list
+    ### END SOLUTION
+
+# %%
+model = minivl2.build("toy")
+sizes = {True: 0, False: 0}
+for name, parameter in model.named_parameters():
+    sizes[is_map(name, parameter)] += parameter.numel()
+print(f"Muon steps {sizes[True]:,} numbers, AdamW {sizes[False]:,}")
+
+# %% [markdown]
+# ### Where the steps add up
+# `optimizers.Learner` keeps what is learned in float32, and computes with a copy in bfloat16 where that is faster. It
+# could not be otherwise: next to 1, the numbers of bfloat16 are 0.004 to 0.008 apart, and a step is smaller.
+
+# %%
+for dtype in (torch.float32, torch.bfloat16):
+    weight = torch.ones(1, dtype=dtype)
+    for _ in range(100):
+        weight -= 2e-4
+    print(f"{str(dtype):<15} 1 - 100 x 0.0002 = {weight.item():.4f}")
+
+# %% [markdown]
+# ## Learning to see
+#
+# The published models begin with an eye that has seen billions of pictures. Ours begins with noise, and answers alone
+# teach it slowly: a word of an answer is one wish, and it reaches the tower through four layers. So the toy learns to
+# see first. There are two ways in minivl2. `training/sight.py`, which `make train` uses, asks every visual token what
+# it shows: it can, because the toy world knows. `training/contrast.py` does what SigLIP did, and needs nothing but
+# captions.
+#
+# A picture and a caption become one vector each, $x_i$ and $y_j$, of length 1. For every pair of a batch a yes or no is
+# learned: do they belong together? (SigLIP, Algorithm 1)
+#
+# $$L = -\frac{1}{n} \sum_{i=1}^{n} \sum_{j=1}^{n} \log \sigma\big(z_{ij}\,(t\; x_i \cdot y_j + b)\big), \qquad
+# z_{ij} = \begin{cases} 1 & \text{they belong together} \\ -1 & \text{otherwise} \end{cases}$$
+#
+# ### Exercise 4: yes or no, for every pair
+
+# %% [markdown] tags=["hints"]
+# 1. `F.normalize(x, dim=-1)` makes every vector length 1. All dot products at once are one matrix product, (n, n).
+# 2. `z = 2.0 * same - 1`. `same` is more than the diagonal: two pictures may deserve the same caption.
+# 3. `F.logsigmoid` is exact where `sigmoid` would round to 0. Sum over all pairs, divide by n, not by n².
+
+# %%
+@grade("training.contrast.pairwise")
+def pairwise(seen: Tensor, said: Tensor, same: Tensor, temperature: Tensor, bias: Tensor) -> Tensor:
+    """-log sigmoid(z (t x.y + b)), summed over all pairs, divided by the number of pictures.
+
+    seen, said (n, W): vectors of any length, to be made length 1. same (n, n) bool: which belong
+    together. temperature, bias: t and b, one number each.
+    """
+    ### BEGIN SOLUTION
+    x, y = F.normalize(seen, dim=-1), F.normalize(said, dim=-1)
+    logits = temperature * x @ y.T + bias
+    z = 2.0 * same - 1
+    return -F.logsigmoid(z * logits).sum() / len(seen)
+    ### END SOLUTION
+
+# %% [markdown]
+# Why does $b$ begin at -10? Of 64 x 64 pairs 64 belong together. Whoever knows nothing should say "no" to all of them:
+
+# %%
+torch.manual_seed(0)
+seen, said, same = torch.randn(64, 96), torch.randn(64, 96), torch.eye(64, dtype=torch.bool)
+for start in (0.0, -10.0):
+    loss = pairwise(seen, said, same, torch.tensor(10.0), torch.tensor(start))
+    print(f"b = {start:>5}: loss {loss:.1f}")
+
+# %% [markdown]
+# With $b = 0$ the first steps would be spent on learning that most pairs do not match.
+#
+# ## Packing
+#
+# The decoder reads sequences of one length, 4,096 in the paper, and conversations are shorter. Filled up with padding,
+# much of the work would be for nothing. So several are put into one sequence, one behind the other. Which into which is
+# a riddle with a simple, good answer, *first fit*: the first line that has room.
+#
+# (A token may then look back at conversations before its own. They have nothing to do with it, and it learns to ignore
+# them. DeepSeek's models were trained that way, [DeepSeek-V3](https://arxiv.org/abs/2412.19437), section 4.1.)
+#
+# ### Exercise 5: first fit
+
+# %% [markdown] tags=["hints"]
+# 1. Keep a list of lines, each a list of lessons. A lesson's length is `one.batch.input_ids.shape[1]`.
+# 2. For each lesson in order: the first line whose lengths plus its own are at most `room`; if there is none, a new
+#    line.
+# 3. At the end each line becomes one `Lesson(in_line([...batches...]), [...abilities, one after the other...])`.
+
+# %%
+@grade("training.curriculum.packed")
+def packed(lessons: list[Lesson], room: int) -> list[Lesson]:
+    """First fit: each lesson goes into the first line where the tokens are then at most `room`.
+
+    Each lesson has a batch of one row, and the abilities of its labelled tokens. Returns a Lesson
+    a line, in the order in which lines were begun: in_line(batches), and all abilities in order. A
+    lesson longer than the room has a line of its own.
+    """
+    ### BEGIN SOLUTION
+    lines = []
+    for one in lessons:
+        length = one.batch.input_ids.shape[1]
+        for line in lines:
+            if sum(other.batch.input_ids.shape[1] for other in line) + length <= room:
+                line.append(one)
+                break
+        else:
+            lines.append([one])
+    return [Lesson(in_line([one.batch for one in line]), [a for one in line for a in one.abilities])
+            for line in lines]
+    ### END SOLUTION
+
+# %%
+toy = Config.named("toy")
+processor = Processor(train_tokenizer(sentences(1500), toy.language.vocab_size),
+                      ProcessorConfig.of(toy))
+second = curriculum.COURSES["paper"][1]
+figure, axes = plt.subplots(1, 2, figsize=(9, 2.2), layout="constrained")
+for axis, room in zip(axes, (0, 512), strict=True):
+    stage = dataclasses.replace(second, packed=room)
+    batch = curriculum.lesson(processor, 0, 3, stage, 12).batch
+    begins = batch.input_ids == processor.special_ids["<｜begin▁of▁sentence｜>"]
+    which = begins.cumsum(1) * batch.attention_mask
+    axis.imshow(which.where(which > 0, float("nan")), aspect="auto", cmap="Set2", vmin=1, vmax=8,
+                interpolation="nearest")
+    share = batch.attention_mask.float().mean()
+    axis.set(title=f"{'packed' if room else 'padded'}: {share:.0%} of the places are used",
+             xlabel="token", ylabel="row", yticks=range(0, len(batch), 2))
+
+# %% [markdown]
+# ## A training run
+#
+# Everything together, as small as it gets: pictures with a single thing, seen whole, and all that can be asked of it.
+# No eye trained before, so all the toy knows comes from answers. A step is: draw pictures, have a conversation about
+# each, take the loss, step. No cell of these lessons takes longer.
+
+# %%
+stage = curriculum.Stage(1.0, {"scenes": 1}, ((1, 1),), things=1)
+STEPS, PICTURES = 100, 8
+torch.manual_seed(0)
+model = minivl2.build("toy")
+learner = optimizers.Learner(model, torch.float32)
+heard = []                      # of each step: the mean loss of each ability's answers
+for step in range(STEPS):
+    batch, abilities = curriculum.lesson(processor, 0, step, stage, PICTURES)
+    loss = model.loss(batch)
+    loss.total.backward()
+    learner.step(rate(step / STEPS))
+    heard.append(loop.mean_by_name(loss.each.tolist(), abilities))
+model.eval();
+
+# %%
+shown = ("colour", "shape", "size", "exists", "count")
+colours = dict(zip(shown, ("#d62246", "#7a4fc0", "#4d9de0", "#f4a261", "#3bb273"), strict=True))
+figure, axis = plt.subplots(figsize=(8, 2.8), layout="constrained")
+for ability in shown:
+    curve = torch.tensor([line.get(ability, float("nan")) for line in heard])
+    smooth = torch.stack([curve[max(0, i - 9):i + 1].nanmean() for i in range(STEPS)])
+    axis.plot(smooth, color=colours[ability], label=ability)
+axis.set(xlabel="step", ylabel="loss of the answers, a token", ylim=(0, 4))
+axis.legend(frameon=False, fontsize=8)
+axis.spines[["top", "right"]].set_visible(False)
+
+# %% [markdown]
+# A fine picture. All fall, and most of them far. Has it learned to see?
+#
+# ## Scores
+#
+# A loss cannot say. Ask the model: on pictures that it has never seen, each question alone, and compare with the best
+# guess that one can make *without looking*. (With one thing in every picture, "1" is always right for "count the
+# things".) The toy world's questions know that guess.
+#
+# ### Exercise 6: the table
+
+# %% [markdown] tags=["hints"]
+# 1. Group the answers by `one.question.ability`. `one.right` says whether it is right, `one.question.guess` what a
+#    guess would score, `None` where there is none (count it as 0).
+# 2. `one.overlap` is `None` where no box is asked for: leave those out of the boxes' scores.
+# 3. `evaluation.mean(values)` rounds, and gives `None` for an empty list. The order of `toyworld.ABILITIES`:
+#    `{a: ... for a in toyworld.ABILITIES if a in by_ability}`.
+
+# %%
+@grade("training.evaluation.scores")
+def scores(answered: list[Answered]) -> dict:
+    """{"scores": {ability: fraction right}, "guess": {ability: mean guess},
+    "n": {ability: how many}, "mean_iou": mean overlap of the answers that have one,
+    "iou_50": fraction of those above 0.5}
+
+    Means by evaluation.mean: rounded to four places, None for an empty list. Abilities in the order
+    of toyworld.ABILITIES, only those that were asked. A guess of None counts as 0.
+    """
+    ### BEGIN SOLUTION
+    by_ability = {}
+    for ability in toyworld.ABILITIES:
+        ones = [one for one in answered if one.question.ability == ability]
+        if ones:
+            by_ability[ability] = ones
+    mean = evaluation.mean
+    overlaps = [one.overlap for one in answered if one.overlap is not None]
+    return {
+        "scores": {a: mean([one.right for one in ones]) for a, ones in by_ability.items()},
+        "guess": {a: mean([one.question.guess or 0.0 for one in ones])
+                  for a, ones in by_ability.items()},
+        "n": {a: len(ones) for a, ones in by_ability.items()},
+        "mean_iou": mean(overlaps),
+        "iou_50": mean([overlap > 0.5 for overlap in overlaps])}
+    ### END SOLUTION
+
+# %%
+asked = []
+for i in range(100):
+    sample = curriculum.picture(f"lesson 8 {i}", "scenes", (1, 1), things=1)
+    by_ability = {q.ability: q for q in sample.questions}
+    asked += [(sample, by_ability[name]) for name in shown if name in by_ability]
+with redirect_stderr(io.StringIO()):        # its progress bar
+    answers = evaluation.answer_all(model, processor, asked)
+result = scores(answers)
+print(evaluation.table(result))
+
+# %%
+figure, axes = plt.subplots(1, 6, figsize=(11, 2.4), layout="constrained")
+wanted = [one for one in answers if one.question.ability in ("colour", "shape")]
+for axis, one in zip(axes, wanted, strict=False):
+    axis.imshow(one.images[0])
+    axis.set_title(f"{one.question.text}\n{one.answer}", fontsize=7,
+                   color="#1a7f37" if one.right else "#cf222e")
+    axis.set(xticks=[], yticks=[])
+
+# %% [markdown]
+# It is blind. Colours and shapes are no better than a guess, and neither is whether a thing is there. (Size may have
+# begun.) "Count the things" is always right, because here the answer is always 1: the guess in that row is one for
+# pictures of the usual kind, and does not hold for ours. Know what the guess is a guess *of*.
+#
+# And the curves? They said all this, to whoever can read them.
+#
+# - **A curve that lies flat at the logarithm of the choices has seen nothing.** An answer here has two tokens: a word,
+#   and the `END` that always follows. Who does not look, but knows that a colour is asked for, pays $\ln 8$ for one of
+#   eight colours and nothing for `END`: $\ln 8 / 2 = 1.04$. That is where the red curve ends. For yes or no it is
+#   $\ln 2 / 2 = 0.35$: the orange one. The long fall before was learning to *talk*: which words there are, and which of
+#   them answer which question.
+# - **A curve that falls below may have found another way.** Blind, shapes cost $\ln 6 / 2 = 0.90$, and the violet curve
+#   ends far below that. But a conversation asks several questions about one picture, and "what colour is the big
+#   triangle?" tells its shape and size to everybody who comes after. The toy learned to read *that*. Asked alone,
+#   nothing is given away. (For the same reason captions come last in a conversation: `curriculum.interview`.)
+#
+# So: scores, on new pictures, each question alone, beside a guess.
+#
+# ## What helps
+# More steps, and an eye that has begun to see before the first question. `train_tiny.py` spends a part of its time on
+# the eye (`plan.see`), and then goes through a *course*: large plain things first, tiles and letters later
+# (`curriculum.COURSES`). What ten minutes of that lead to is in the [README](../README.md). `make train` runs it;
+# `--recipe paper` takes the three stages and SigLIP's way instead.
+#
+# ## What you have now
+# Six parts of `minivl2/training/`. What you have not written: `sight.py`, which asks visual tokens what they show;
+# `loop.py`, which saves a run so that, killed at any moment, it goes on to the same weights; `team.py`, two processes
+# that train one model. And `Learner` in `optimizers.py`: twenty lines that you can read now.
