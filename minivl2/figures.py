@@ -300,7 +300,7 @@ class Playable:
                 return ipywidgets.IntSlider(first, every.start, every[-1], every.step, continuous_update=False)
             return ipywidgets.Dropdown(options=every, value=first)
         controls = {name: control(*choice) for name, choice in self.choices.items()}
-        return shown | ipywidgets.interactive(self.draw, **controls)._repr_mimebundle_()
+        return shown | ipywidgets.interactive(self.draw, {"auto_display": True}, **controls)._repr_mimebundle_()
 
 
 def _show(axis: Axes, picture, title: str, frame: str | None = None, interpolation: str = "nearest") -> None:

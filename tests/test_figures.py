@@ -55,10 +55,12 @@ def test_what_can_be_played_with_is_a_plain_picture_elsewhere(monkeypatch):
     widgets = types.ModuleType("ipywidgets")
     widgets.IntSlider = lambda value, low, high, step, continuous_update: (value, low, high, step)
     widgets.Dropdown = lambda options, value: (value, options)
-    widgets.interactive = lambda f, **controls: types.SimpleNamespace(_repr_mimebundle_=lambda: {"widget": (f, controls)})
+    widgets.interactive = lambda f, options, **controls: types.SimpleNamespace(
+        _repr_mimebundle_=lambda: {"widget": (f, options, controls)})
     monkeypatch.setitem(sys.modules, "ipywidgets", widgets)
     shown = play._repr_mimebundle_()
-    assert shown["widget"] == (draw, {"size": (3, 1, 7, 2), "rule": ("paper", ["released", "paper"])})
+    controls = {"size": (3, 1, 7, 2), "rule": ("paper", ["released", "paper"])}
+    assert shown["widget"] == (draw, {"auto_display": True}, controls)
     assert "image/png" in shown and asked == [{"size": 3, "rule": "paper"}] * 2
 
 
