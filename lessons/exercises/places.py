@@ -12,8 +12,7 @@ def some_fits():
 def unscaled(picture, frame):
     """Only ever made smaller."""
     left, top, W, H = places_fitted(picture, frame)
-    if W > picture[0]:
-        W, H = picture
+    W, H = min((W, H), picture)
     return round((frame[0] - W) * 0.5), round((frame[1] - H) * 0.5), W, H
 
 
@@ -35,6 +34,6 @@ EXERCISES = (
                 "what is left over is divided by two: yours puts all of it at the left or the top."),
         Mistake("offsets cut off", {"return round((frame[0] - W) * 0.5), round((frame[1] - H) * 0.5)":
                                     "return (frame[0] - W) // 2, (frame[1] - H) // 2"}),
-        Mistake("width and height swapped", {"left": "left", "W, H\n": "H, W\n"}),
+        Mistake("width and height swapped", {"* 0.5), W, H": "* 0.5), H, W"}),
     )),
 )

@@ -51,14 +51,15 @@ EXERCISES = (
                 "the rows of the global view end with newlines, too."),
         Mistake("a newline before each view", {" + 1 + side": " + 3 + side"}),
     )),
-    Exercise("visual_tokens.lay_out", "the_line_is or row_runs or width_then_height or laid_out or newlines_and", some_lines, (
+    Exercise("visual_tokens.lay_out", "the_line_is or row_runs or width_then_height or laid_out or newlines_and",
+             some_lines, (
         Mistake("tile by tile", tile_by_tile,
                 "you read tile by tile, each with newlines of its own. The tiles are laid side by side first; a row runs "
                 "across all of them."),
         Mistake("newline before each row", newlines_first, "the newline stands after each row; yours stands before it."),
         Mistake("tiles not brought side by side", {".transpose(1, 2).flatten(2, 3).flatten(0, 1)":
                                                    ".reshape(h * side, w * side, -1)"},
-                "a reshape does not lay tiles side by side: split into (h, w, side, side), bring w beside the columns, join."),
+                "a reshape does not lay tiles side by side: split into (h, w, side, side), bring w to the columns, join."),
         Mistake("grid as (h, w)", {"w, h = grid": "h, w = grid"},
                 "the grid is (w, h), tiles across and then down; you took it the other way round."),
         Mistake("no newlines in the global view", {"_read(plane[0], newline)": "plane[0].flatten(0, 1)"},
@@ -69,7 +70,8 @@ EXERCISES = (
         Mistake("local view first", {"(_read(plane[0], newline), separator[None], _read(mosaic, newline))":
                                      "(_read(mosaic, newline), separator[None], _read(plane[0], newline))"},
                 "the global view comes first, then the separator, then the local view."),
-        Mistake("separator at the end", {"separator[None], _read(mosaic, newline))": "_read(mosaic, newline), separator[None])"},
+        Mistake("separator at the end", {"separator[None], _read(mosaic, newline))":
+                                         "_read(mosaic, newline), separator[None])"},
                 "the separator stands between the two views, not behind them."),
         Mistake("global view among the tiles", {"plane[1:].unflatten": "plane[:-1].unflatten"}),
         Mistake("columns first", {"_read(mosaic, newline)": "_read(mosaic.transpose(0, 1), newline)"}),

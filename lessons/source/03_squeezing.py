@@ -97,7 +97,7 @@ def pixel_shuffle(x: Tensor, r: int = 2) -> Tensor:
     side = round(x.shape[1] ** 0.5)
     pad = -side % r
     image = F.pad(x.transpose(1, 2).unflatten(2, (side, side)), (0, pad, 0, pad))
-    blocks = image.unflatten(3, (-1, r)).unflatten(2, (-1, r))          # (M, W, rows, r, columns, r)
+    blocks = image.unflatten(3, (-1, r)).unflatten(2, (-1, r))      # (M, W, rows, r, columns, r)
     return blocks.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
     ### END SOLUTION
 
@@ -118,7 +118,8 @@ for row, vector in enumerate(after[0].tolist()):
     for x, number in enumerate(vector):
         axes[1].add_patch(Rectangle((x, row), 1, 1, fc=plt.cm.Set3(row), ec="white"))
         axes[1].text(x + 0.5, row + 0.5, number, ha="center", va="center")
-axes[1].set(xlim=(-0.1, 4.1), ylim=(4.1, -0.1), aspect="equal", title="four vectors, four times as wide")
+axes[1].set(xlim=(-0.1, 4.1), ylim=(4.1, -0.1), aspect="equal",
+            title="four vectors, four times as wide")
 for axis in axes:
     axis.axis("off")
 
@@ -163,7 +164,7 @@ class Projector(nn.Module):
         ### END SOLUTION
 
     def forward(self, patches: Tensor) -> Tensor:
-        """patches (M, P, input_dim) -> (M, P', n_embed): shuffled by downsample_ratio, then layers."""
+        """patches (M, P, input_dim) -> (M, P', n_embed): shuffled by the ratio, then layers."""
         ### BEGIN SOLUTION
         return self.layers(pixel_shuffle(patches, self.ratio))
         ### END SOLUTION
@@ -301,11 +302,13 @@ def fitted(picture: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int, 
 sample = toyworld.draw("lesson 3", "scenes", (2, 1))
 picture = sample.images[0]
 grid = grid_of(picture.size, paper_candidates(tile=56), 56)
-views = figures.views_of(cut(picture, grid, 56, (0.5,) * 3, (0.5,) * 3), grid, (0.5,) * 3, (0.5,) * 3)
+half = (0.5,) * 3
+views = figures.views_of(cut(picture, grid, 56, half, half), grid, half, half)
 found = places(picture.size, grid, tile=56, patch=8)
 shown = {6: "#d62246", 32: "#3bb273", 42: "#4d9de0"}           # numbers in the line, and colours
 figure, axes = plt.subplots(1, 3, figsize=(9.5, 2.6), layout="constrained", width_ratios=(1, 2, 2))
-titles = ("global view", "local view, 2 x 1 tiles", f"the picture, {picture.width} x {picture.height}")
+titles = ("global view", "local view, 2 x 1 tiles",
+          f"the picture, {picture.width} x {picture.height}")
 for axis, image, title in zip(axes, (*views, picture), titles, strict=True):
     axis.imshow(image)
     axis.set_title(title, fontsize=10)
@@ -316,8 +319,9 @@ for number, colour in shown.items():
                                             (axes[2], place.in_picture)):
         axis.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, lower - top,
                                  fill=False, ec=colour, lw=2.5))
-print(f"{len(found)} tokens; number 32 has {found[32].in_view[2] - found[32].in_view[0]} pixels' width "
-      f"in the view, number 42 has {found[42].in_view[2] - found[42].in_view[0]}")
+for number in shown:
+    left, top, right, lower = found[number].in_view
+    print(f"token {number} of {len(found)}: {right - left} x {lower - top} pixels of its view")
 
 # %% [markdown]
 # ## What you have now
