@@ -92,7 +92,7 @@ show([picture, grounding.draw(picture, grounding.parse(question.answer))])
 # %%
 @grade("toyworld.grounding.per_mille")
 def per_mille(box: tuple[int, int, int, int], scene: Scene) -> list[int]:
-    """(left, top, right, bottom) in pixels of scene.width x scene.height -> four integers, 0 to 999.
+    """(left, top, right, bottom), pixels of scene.width x scene.height -> four integers, 0 to 999.
 
     The right and the lower edge of the picture are 999. Rounded to the nearest.
     """
@@ -160,16 +160,18 @@ def iou(a: Box, b: Box) -> float:
 # %%
 true = Box("", 300, 300, 700, 700)
 shifts = [0, 0.1, 0.2, 0.3, 0.5]
-figure, axes = plt.subplots(1, 6, figsize=(10, 2.1), layout="constrained", width_ratios=[1] * 5 + [1.8])
+figure, axes = plt.subplots(1, 6, figsize=(10, 2.1), layout="constrained",
+                            width_ratios=[1] * 5 + [1.8])
 for axis, shift in zip(axes, shifts, strict=False):
     given = Box("", *(edge + round(400 * shift) for edge in true[1:]))
     for box, colour in ((true, "#3bb273"), (given, "#d62246")):
-        axis.add_patch(plt.Rectangle(box[1:3], box.x2 - box.x1, box.y2 - box.y1, fc=colour, alpha=0.4))
+        axis.add_patch(plt.Rectangle(box[1:3], 400, 400, fc=colour, alpha=0.4))
     axis.set(xlim=(250, 950), ylim=(950, 250), aspect="equal", xticks=[], yticks=[])
     axis.set_title(f"off by {shift:.0%}\nIoU {iou(true, given):.2f}", fontsize=9)
 parts = [n / 100 for n in range(101)]
 both = [iou(true, Box("", *(edge + round(400 * part) for edge in true[1:]))) for part in parts]
-one = [iou(true, Box("", 300 + round(400 * part), 300, 700 + round(400 * part), 700)) for part in parts]
+one = [iou(true, Box("", 300 + round(400 * part), 300, 700 + round(400 * part), 700))
+       for part in parts]
 axes[5].plot(parts, one, color="#4d9de0", label="one way")
 axes[5].plot(parts, both, color="#d62246", label="both ways")
 axes[5].axhline(0.5, color="#999999", lw=0.8, ls="--")
@@ -237,7 +239,8 @@ ANSWER = re.compile(r"(?:<\|ref\|>(?P<label>[^<]*)(?:<\|/ref\|>)?\s*)?<\|det\|>(
 BRACKETS = re.compile(r"\[([^\[\]]*)\]")                                    # innermost brackets
 NUMBER = re.compile(r"-?\d{1,6}(?:\.\d{1,6})?", re.ASCII)                   # for fullmatch
 
-for text in ("<|ref|>a star<|/ref|><|det|>[[1, 2, 3, 4], [5, 6, 7, 8]]<|/det|>", "<|det|>[[1, 2, x"):
+for text in ("<|ref|>a star<|/ref|><|det|>[[1, 2, 3, 4], [5, 6, 7, 8]]<|/det|>",
+             "<|det|>[[1, 2, 3, 4], [5, 6"):
     for answer in ANSWER.finditer(text):
         print(answer["label"], BRACKETS.findall(answer["boxes"]))
 
