@@ -346,11 +346,11 @@ for axis, title, guess, which in zip(axes[1:], titles, guesses, (1, 2), strict=T
     axis.title.set_fontsize(10)
     axis.invert_yaxis()
     axis.spines[["top", "right"]].set_visible(False)
-axes[2].set_yticks([])
+axes[2].set_yticks([]);
 
 # %% [markdown]
-# Without attention a patch knows nothing of the others, and can only give the commoner answer. Without positions it finds
-# its twin all the same: colour is all it takes. But "left" means nothing to it. (To the second question the two weaker towers
+# Without attention a patch knows nothing of the others, and can only guess. Without positions it finds its twin nearly as
+# often as with them: colour is all it takes. But "left" means nothing to it. (To the second question the two weaker towers
 # say "nothing", which is the most frequent answer; only patches with a coloured neighbour are counted, so they score next
 # to nothing, even less than a guess.)
 #
@@ -420,8 +420,8 @@ axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5
 axis.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown]
-# Nobody told the heads to share the work. **Try** `train("whole", seed=1)` and look again: the questions are answered as well, by
-# other heads. Which head does what is decided by chance, and in a real tower most do nothing that has a name.
+# The first block looks to the left, the second for twins. Nobody told them to share the work like that. **Try**
+# `train("whole", seed=1)` and draw both pictures again: which head does what may come out otherwise.
 #
 # ## What you have now
 # A vision tower: `minivl2/vision.py`, nearly every line of it. Each tile went through it by itself: what is cut apart by the edge
