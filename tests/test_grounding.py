@@ -34,6 +34,7 @@ def test_what_was_written_is_read(answers, between):
     ("<|ref|>a<|det|>[[1, 2, 3, 4]]", [Box("a", 1, 2, 3, 4)]),                              # a tag forgotten
     ("<|det|>[1, 2, 3, 4]<|/det|>", [Box("", 1, 2, 3, 4)]),                                 # one bracket
     ("<|det|>[[1, 2, 3, 4, 5, 6, 7, 8]]<|/det|>", [Box("", 1, 2, 3, 4), Box("", 5, 6, 7, 8)]),
+    ("<|ref|>a<|/ref|><|det|>[[1, 2, 3, 4, 5, 6, 7, 8]]<|/det|>", [Box("a", 1, 2, 3, 4), Box("a", 5, 6, 7, 8)]),
     ("<|det|>[[9, 8, 3, 4]]<|/det|>", [Box("", 3, 4, 9, 8)]),                               # wrong corners
     ("<|det|>[[-5, 2.4, 3000, 4.6]]<|/det|>", [Box("", 0, 2, 999, 5)]),                     # over the edge
     ("<|det|>[[1, 2, 3]]<|/det|>", []), ("<|det|>[[1, 2, 3, 4, 5]]<|/det|>", []), ("<|det|>[[]]<|/det|>", []),
