@@ -7,10 +7,11 @@ Tests    tests/test_figures.py
 A figure belongs to no window and to no pyplot: it can be saved, and a notebook shows the one that ends a cell.
 """
 
+import base64
 import io
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -28,7 +29,8 @@ from minivl2.config import Config
 from minivl2.conversation import BEGIN, END
 from minivl2.places import Place
 from minivl2.processor import Processor
-from minivl2.tiling import cut, grid_of
+from minivl2.tiling import cut, fit, grid_of
+from minivl2.visual_tokens import count
 
 GLOBAL, LOCAL, NEWLINE, SEPARATOR, TEXT, ANSWER = "#f4a261", "#4d9de0", "#555555", "#d62246", "#e9e4d8", "#3bb273"
 NEUTRAL = "#8a8f98"     # to be seen on white and on black
@@ -110,6 +112,30 @@ def draw_decoder(axis: Axes, question: str, answer: str, config: Config) -> None
     axis.set_title("4  read together with the question", fontsize=9)
     axis.set(xlim=(0, 1), ylim=(0.15, 1))
     axis.axis("off")
+
+
+def draw_tiling(
+    picture: Image.Image, candidates: Sequence[tuple[int, int]], rule: str = "released", side: int = 14
+) -> Figure:
+    """A picture as the vision tower is given it: the global view, and the local one with its seams. With what it costs,
+    `side` visual tokens along a tile. The first candidate is one tile."""
+    tile = candidates[0][0]
+    grid = w, h = grid_of(picture.size, candidates, tile, rule)
+    grey = (127,) * 3
+    figure = Drawing(figsize=(10, 3.7), layout="constrained")
+    axes = figure.subplots(1, 3, width_ratios=(1, 1, max(1, min(2, w / h))))
+    smooth = "antialiased"
+    _show(axes[0], picture, f"a picture\n{picture.width} x {picture.height}", interpolation=smooth)
+    _show(axes[1], fit(picture, (tile, tile), grey),
+          f"global view\n{side} x ({side} + 1) = {side * (side + 1)} tokens", GLOBAL, smooth)
+    _show(axes[2], fit(picture, (w * tile, h * tile), grey), f"local view, {w} x {h} tiles\n"
+          f"{side * h} x ({side * w} + 1) = {side * h * (side * w + 1)} tokens", LOCAL, smooth)
+    for x in range(1, w):
+        axes[2].axvline(x * tile - 0.5, color=LOCAL, linewidth=1.5)
+    for y in range(1, h):
+        axes[2].axhline(y * tile - 0.5, color=LOCAL, linewidth=1.5)
+    figure.suptitle(f"{count(grid, side)} visual tokens, with the separator between the views", fontsize=10)
+    return figure
 
 
 # ------------------------------------------------------------------------------------ seen inside an answer
@@ -291,8 +317,34 @@ def rows_of(batch: Batch, processor: Processor, shown: int = 8) -> Figure:
     return figure
 
 
-def _show(axis: Axes, picture, title: str, frame: str | None = None) -> None:
-    axis.imshow(picture, interpolation="nearest")
+class Playable:
+    """A picture to play with: draw(**choices), with a slider or a menu for each choice where a notebook runs and has
+    ipywidgets, and the plain picture of the first choices everywhere else.
+
+    choices: name=(the first, all of them); all of them are a range, or a list.
+    """
+
+    def __init__(self, draw: Callable[..., Figure], **choices: tuple[object, Sequence]):
+        self.draw, self.choices = draw, choices
+
+    def _repr_mimebundle_(self, **_) -> dict:
+        plain = self.draw(**{name: first for name, (first, _) in self.choices.items()})
+        shown = {"image/png": base64.b64encode(plain._repr_png_()).decode(), "text/plain": "a picture to play with"}
+        try:
+            import ipywidgets
+        except ImportError:
+            return shown
+
+        def control(first, every):
+            if isinstance(every, range):
+                return ipywidgets.IntSlider(first, every.start, every[-1], every.step, continuous_update=False)
+            return ipywidgets.Dropdown(options=every, value=first)
+        controls = {name: control(*choice) for name, choice in self.choices.items()}
+        return shown | ipywidgets.interactive(self.draw, {"auto_display": True}, **controls)._repr_mimebundle_()
+
+
+def _show(axis: Axes, picture, title: str, frame: str | None = None, interpolation: str = "nearest") -> None:
+    axis.imshow(picture, interpolation=interpolation)
     axis.set_title(title, fontsize=9)
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():

@@ -1,6 +1,7 @@
 """Pointing: boxes in what the model writes, and boxes on the picture.
 
-Paper    DeepSeek-VL2, section 3.3 "Visual grounding".           Tests   tests/test_grounding.py
+Paper    DeepSeek-VL2, section 3.3 "Visual grounding".
+Lesson   lessons/10_pointing.ipynb          Tests   tests/test_grounding.py
 
 Asked `<|ref|>the red car<|/ref|>`, the model writes `<|ref|>the red car<|/ref|><|det|>[[x1, y1, x2, y2], ...]<|/det|>`
 with coordinates 0 to 999, whatever the size of the picture. A model may write anything, so this reads with regular

@@ -1,6 +1,6 @@
 """Opening a picture as the RGB image its author saw, whatever file it comes in.
 
-Tests    tests/test_images.py
+Lesson   lessons/01_tiles.ipynb          Tests   tests/test_images.py
 """
 
 import os

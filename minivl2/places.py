@@ -1,6 +1,7 @@
 """Which pixels of a picture a visual token stands for.
 
-Paper    DeepSeek-VL2, section 2.           Tests   tests/test_places.py
+Paper    DeepSeek-VL2, section 2.
+Lesson   lessons/03_squeezing.ipynb          Tests   tests/test_places.py
 
 The way back from a token to the picture: tokens are squeezed out of 2 x 2 patches, patches lie in a view, and a view is
 the picture, scaled and padded. The model has no use for this; who wants to see what it looks at, has.

@@ -1,6 +1,7 @@
 """The projector ("VL adaptor"): 2 x 2 pixel shuffle, then an MLP into the decoder's width.
 
-Paper    DeepSeek-VL2, section 2 "Vision-language adaptor".          Tests   tests/test_projector.py
+Paper    DeepSeek-VL2, section 2 "Vision-language adaptor".
+Lesson   lessons/03_squeezing.ipynb          Tests   tests/test_projector.py
 
 A tile of 27 x 27 = 729 vectors is a long read for a decoder. Every 2 x 2 block of neighbours becomes *one* vector,
 four times as wide: nothing is averaged away, and 14 x 14 = 196 vectors are left.

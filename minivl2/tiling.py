@@ -1,7 +1,7 @@
 """Dynamic tiling: choose a resolution for an image, then cut it into tiles the vision tower can see.
 
 Paper    DeepSeek-VL2, arXiv:2412.10302, section 2 "Dynamic tiling strategy".
-Tests    tests/test_tiling.py
+Lesson   lessons/01_tiles.ipynb          Tests   tests/test_tiling.py
 
 The vision tower sees 384 x 384 pixels and nothing else. A page of text squeezed into that is illegible, so the
 image is seen twice: once whole (the global view), and once enlarged to w x h tiles (the local view), where w and h
@@ -56,12 +56,10 @@ def least_padding(image: Size, candidates: Sequence[Size]) -> Size:
     return tuple(min(candidates, key=padded))
 
 
-RULES = {"released": select_best_resolution, "paper": least_padding}
-
-
 def grid_of(image: Size, candidates: Sequence[Size], tile: int, rule: str = "released") -> Size:
-    """(w, h): how many tiles across and down the chosen resolution has."""
-    width, height = RULES[rule](image, candidates)
+    """(w, h): how many tiles across and down the chosen resolution has. rule: "released", or "paper" to compare."""
+    choose = {"released": select_best_resolution, "paper": least_padding}[rule]
+    width, height = choose(image, candidates)
     return width // tile, height // tile
 
 
@@ -73,14 +71,20 @@ def cut(image: Image.Image, grid: Size, tile: int, mean: Sequence[float], std: S
     """
     w, h = grid
     grey = tuple(int(255 * m) for m in mean)        # 0.5 -> 127, not 127.5: the published processor truncates
-    whole = _to_tensor(_pad(image, (tile, tile), grey), mean, std)
-    local = _to_tensor(_pad(image, (w * tile, h * tile), grey), mean, std)
-    # (3, h*t, w*t) -> (3, h, t, w, t) -> (h, w, 3, t, t) -> (h*w, 3, t, t)
-    tiles = local.unflatten(2, (w, tile)).unflatten(1, (h, tile)).permute(1, 3, 0, 2, 4).flatten(0, 1)
-    return torch.cat((whole[None], tiles))
+    whole = normalised(fit(image, (tile, tile), grey), mean, std)
+    local = normalised(fit(image, (w * tile, h * tile), grey), mean, std)
+    return torch.cat((whole[None], split(local, grid)))
 
 
-def _pad(image: Image.Image, size: Size, colour: tuple[int, ...]) -> Image.Image:
+def split(view: Tensor, grid: Size) -> Tensor:
+    """(3, h*t, w*t) -> (w*h, 3, t, t): the tiles of a local view, in reading order."""
+    w, h = grid
+    tiles = view.unflatten(2, (w, -1)).unflatten(1, (h, -1))        # (3, h, t, w, t)
+    return tiles.permute(1, 3, 0, 2, 4).flatten(0, 1)
+
+
+def fit(image: Image.Image, size: Size, colour: tuple[int, ...]) -> Image.Image:
+    """The image as large as it fits into this size, its shape kept, centred on the colour."""
     shorter = min(size[0] * image.height / image.width, size[1] * image.width / image.height)
     if shorter <= 0.5:      # Pillow would round the shorter side to nothing
         raise ValueError(
@@ -89,6 +93,7 @@ def _pad(image: Image.Image, size: Size, colour: tuple[int, ...]) -> Image.Image
     return ImageOps.pad(image, size, Image.Resampling.BICUBIC, color=colour)
 
 
-def _to_tensor(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalised(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """RGB image -> (3, height, width) float32: (x / 255 - mean) / std, each colour with its own."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255          # (3, height, width)
     return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]

@@ -1,7 +1,8 @@
 """The vision tower: SigLIP's vision transformer turns one tile into one vector per patch.
 
 Paper    SigLIP, arXiv:2303.15343 (training); ViT, arXiv:2010.11929, Eqs. 1-4 (architecture).
-         DeepSeek-VL2, section 2 "Vision encoder".           Tests   tests/test_vision.py
+         DeepSeek-VL2, section 2 "Vision encoder".
+Lesson   lessons/02_seeing.ipynb         Tests   tests/test_vision.py
 
 SO400M/14 at 384 pixels: 27 x 27 patches of 14 pixels (the last 6 pixels of a tile fill no patch and are never
 seen), 27 blocks. No class token, and no pooling: the decoder wants to know what is *where*.

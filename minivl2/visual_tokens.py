@@ -1,6 +1,7 @@
 """Laying out an image's vectors as a line of tokens ("2D tile tags").
 
-Paper    DeepSeek-VL2, section 2 and figure 3.         Tests   tests/test_visual_tokens.py
+Paper    DeepSeek-VL2, section 2 and figure 3.
+Lesson   lessons/03_squeezing.ipynb; `count`, in lessons/01_tiles.ipynb         Tests   tests/test_visual_tokens.py
 
 The decoder reads a line; an image is a plane. So the plane is read row by row with a learned `image_newline` after
 each row, and a learned `view_separator` stands between the global view and the local tiles:

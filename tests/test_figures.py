@@ -1,6 +1,9 @@
 """The pictures that explain the model are drawn from the model's own numbers."""
 
+import base64
 import re
+import sys
+import types
 import xml.etree.ElementTree as xml
 
 import matplotlib
@@ -28,6 +31,38 @@ def test_the_overview_draws_one_square_for_each_visual_token():
     assert len(tokens.patches) == count((2, 2), config.tokens_per_side)
     assert str(count((2, 2), config.tokens_per_side)) in tokens.get_title()
     assert len(figure.subfigs[1].subfigs[1].axes) == 4      # four local tiles
+
+
+def test_a_tiling_is_drawn_with_its_seams_and_its_cost():
+    figure = figures.draw_tiling(small.picture(1000, 700), Config.named("small").candidate_resolutions)
+    picture, whole, local = figure.axes
+    assert len(local.lines) == 2 + 1 and "3 x 2 tiles" in local.get_title() and not whole.lines
+    assert local.images[0].get_size() == (768, 1152) and "1000 x 700" in picture.get_title()
+    assert figure.get_suptitle().startswith("1415 visual tokens")
+    assert "1 x 1" in figures.draw_tiling(small.picture(99, 99), [(42, 42), (84, 84)], "paper").axes[2].get_title()
+
+
+def test_what_can_be_played_with_is_a_plain_picture_elsewhere(monkeypatch):
+    asked = []
+
+    def draw(**choices):
+        asked.append(choices)
+        return figures.where()
+    play = figures.Playable(draw, size=(3, range(1, 9, 2)), rule=("paper", ["released", "paper"]))
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)        # as if it were not installed
+    shown = play._repr_mimebundle_()
+    assert set(shown) == {"image/png", "text/plain"} and base64.b64decode(shown["image/png"]).startswith(b"\x89PNG")
+
+    widgets = types.ModuleType("ipywidgets")
+    widgets.IntSlider = lambda value, low, high, step, continuous_update: (value, low, high, step)
+    widgets.Dropdown = lambda options, value: (value, options)
+    widgets.interactive = lambda f, options, **controls: types.SimpleNamespace(
+        _repr_mimebundle_=lambda: {"widget": (f, options, controls)})
+    monkeypatch.setitem(sys.modules, "ipywidgets", widgets)
+    shown = play._repr_mimebundle_()
+    controls = {"size": (3, 1, 7, 2), "rule": ("paper", ["released", "paper"])}
+    assert shown["widget"] == (draw, {"auto_display": True}, controls)
+    assert "image/png" in shown and asked == [{"size": 3, "rule": "paper"}] * 2
 
 
 def test_views_are_the_pixels_the_tower_gets():

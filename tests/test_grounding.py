@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from minivl2.grounding import Box, draw, iou, parse
+from minivl2.toyworld.grounding import located, per_mille
+from minivl2.toyworld.things import Scene, Thing
 
 COORDINATE = st.integers(0, 999)
 CORNERS = st.tuples(COORDINATE, COORDINATE, COORDINATE, COORDINATE)
@@ -32,6 +34,7 @@ def test_what_was_written_is_read(answers, between):
     ("<|ref|>a<|det|>[[1, 2, 3, 4]]", [Box("a", 1, 2, 3, 4)]),                              # a tag forgotten
     ("<|det|>[1, 2, 3, 4]<|/det|>", [Box("", 1, 2, 3, 4)]),                                 # one bracket
     ("<|det|>[[1, 2, 3, 4, 5, 6, 7, 8]]<|/det|>", [Box("", 1, 2, 3, 4), Box("", 5, 6, 7, 8)]),
+    ("<|ref|>a<|/ref|><|det|>[[1, 2, 3, 4, 5, 6, 7, 8]]<|/det|>", [Box("a", 1, 2, 3, 4), Box("a", 5, 6, 7, 8)]),
     ("<|det|>[[9, 8, 3, 4]]<|/det|>", [Box("", 3, 4, 9, 8)]),                               # wrong corners
     ("<|det|>[[-5, 2.4, 3000, 4.6]]<|/det|>", [Box("", 0, 2, 999, 5)]),                     # over the edge
     ("<|det|>[[1, 2, 3]]<|/det|>", []), ("<|det|>[[1, 2, 3, 4, 5]]<|/det|>", []), ("<|det|>[[]]<|/det|>", []),
@@ -58,6 +61,20 @@ def test_no_text_is_an_error_and_every_box_lies_on_the_picture(text):
 def test_the_last_coordinate_is_the_last_edge():
     assert Box("", 0, 0, 999, 999).pixels((640, 480)) == (0, 0, 640, 480)
     assert Box("", 333, 0, 666, 999).pixels((999, 300)) == (333, 0, 666, 300)       # x by the width, y by the height
+
+
+@given(st.tuples(st.integers(1, 999), st.integers(1, 999)), st.randoms(use_true_random=False))
+def test_what_the_toy_writes_is_read_back_to_the_pixel(size, rng):
+    width, height = size
+    (x1, x2), (y1, y2) = sorted(rng.choices(range(width + 1), k=2)), sorted(rng.choices(range(height + 1), k=2))
+    thing = Thing("big", "red", "star", (x1, y1, x2, y2))
+    box, = parse(located("the star", [thing], Scene(width, height, (thing,))))
+    assert box.label == "the star" and box.pixels(size) == thing.box
+
+
+def test_the_toys_edges_are_0_and_999_and_each_number_the_nearest():
+    assert per_mille((0, 0, 200, 100), Scene(200, 100, ())) == [0, 0, 999, 999]
+    assert per_mille((50, 50, 151, 51), Scene(200, 100, ())) == [250, 500, 754, 509]    # 249.75, 499.5, 754.245, 509.49
 
 
 @given(CORNERS, CORNERS)

@@ -71,3 +71,10 @@ def test_published_checkpoints_have_two_linear_layers():
     projector = Projector(dataclasses.replace(ProjectorConfig(), input_dim=3, n_embed=5))
     assert {n: tuple(p.shape) for n, p in projector.named_parameters()} == {
         "layers.0.weight": (5, 12), "layers.0.bias": (5,), "layers.2.weight": (5, 5), "layers.2.bias": (5,)}
+
+
+def test_the_widths_are_those_of_the_configuration():
+    cfg = ProjectorConfig(input_dim=3, n_embed=5, depth=3, mlp_ratio=2, downsample_ratio=3)
+    assert {n: tuple(p.shape) for n, p in Projector(cfg).named_parameters()} == {
+        "layers.0.weight": (10, 27), "layers.0.bias": (10,), "layers.2.weight": (10, 10), "layers.2.bias": (10,),
+        "layers.4.weight": (5, 10), "layers.4.bias": (5,)}

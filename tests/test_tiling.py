@@ -11,7 +11,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from minivl2.config import paper_candidates
-from minivl2.tiling import cut, effective_resolution, grid_of, select_best_resolution
+from minivl2.tiling import cut, effective_resolution, grid_of, select_best_resolution, split
 
 NINE = paper_candidates()
 HALF = (0.5,) * 3
@@ -25,6 +25,18 @@ def test_the_released_models_rule(width, height, candidates):
     assert select_best_resolution(image, candidates) == reference.choose_resolution(image, candidates)
     for candidate in candidates[:5]:
         assert effective_resolution(image, candidate) == reference.effective_resolution(image, candidate)
+
+
+@pytest.mark.parametrize("image, candidate, survive", [
+    ((384, 384), (384, 384), 384 * 384),
+    ((640, 480), (384, 384), 384 * 288),
+    ((480, 640), (768, 384), 288 * 384),        # height decides
+    ((500, 400), (768, 768), 500 * 400),        # enlarged: no more than it has
+    ((1000, 333), (384, 384), 384 * 127),       # 127.87 pixels high: the part of a pixel is cut off
+    ((4000, 2), (384, 384), 0),
+])
+def test_pixels_that_survive(image, candidate, survive):
+    assert effective_resolution(image, candidate) == survive
 
 
 @pytest.mark.parametrize("image, chosen", [
@@ -56,6 +68,13 @@ def test_by_the_papers_sentence_no_candidate_would_pad_less(width, height):
     assert padded((384 * chosen[0], 384 * chosen[1])) <= min(map(padded, NINE)) + 1e-3
 
 
+def test_the_least_waste_wins_wherever_it_stands():
+    """In the published list smaller candidates stand first, so there it would win anyway."""
+    three = [(1152, 1152), (768, 384), (384, 384)]
+    assert select_best_resolution((384, 300), three) == select_best_resolution((384, 300), three[::-1]) == (384, 384)
+    assert select_best_resolution((700, 300), three) == select_best_resolution((700, 300), three[::-1]) == (768, 384)
+
+
 def test_the_earlier_candidate_wins_a_tie():
     upright, lying = (384, 768), (768, 384)
     assert select_best_resolution((100, 100), [upright, lying]) == upright
@@ -75,6 +94,13 @@ def test_nothing_to_choose_for_or_from_is_an_error():
 def pixels(image):
     """(height, width, 3) as the model's numbers: -1 black, 1 white."""
     return torch.from_numpy(np.array(image)).double() / 255 * 2 - 1
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4))
+def test_the_tiles_of_a_view_are_its_squares_row_by_row(w, h, t):
+    view = torch.arange(3.0 * h * t * w * t).view(3, h * t, w * t)
+    squares = [view[:, y:y + t, x:x + t] for y in range(0, h * t, t) for x in range(0, w * t, t)]
+    assert torch.equal(split(view, (w, h)), torch.stack(squares))
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(2, 9))

@@ -50,6 +50,12 @@ def test_the_gelu_is_the_tanh_one():
     assert mlp(x).item() != pytest.approx(reference.gelu_exact(2.0), abs=1e-6)
 
 
+def test_the_mlp_is_as_wide_as_the_configuration_says_and_has_biases():
+    mlp = MLP(TINY)
+    assert {n: tuple(p.shape) for n, p in mlp.named_parameters()} == {
+        "fc1.weight": (9, 6), "fc1.bias": (9,), "fc2.weight": (6, 9), "fc2.bias": (6,)}
+
+
 @torch.no_grad()
 def test_small_differences_between_patches_survive_the_norms():
     """eps is 1e-6 and not torch's 1e-5: it matters where a patch is all of one colour."""
