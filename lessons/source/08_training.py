@@ -362,7 +362,7 @@ for axis, room in zip(axes, (0, 512), strict=True):
 #
 # Everything together, as small as it gets: pictures with a single thing, seen whole, and all that can be asked of it.
 # No eye trained before, so all the toy knows comes from answers. A step is: draw pictures, have a conversation about
-# each, take the loss, step. No cell of these lessons takes longer.
+# each, take the loss, step.
 
 # %%
 stage = curriculum.Stage(1.0, {"scenes": 1}, ((1, 1),), things=1)
