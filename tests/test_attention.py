@@ -84,6 +84,24 @@ def test_to_attend_is_softmax_of_q_k_times_v(width, value_width, masked, learnin
                 assert_close(got[b, h, t].detach(), want)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_to_attend_teaches_queries_keys_and_values_and_changes_none(masked):
+    q, k, v = (small.numbers(1, 2, n, 3, seed=n).requires_grad_() for n in (2, 4, 4))
+    seen = torch.tensor([[True, False, True, False], [True, True, True, False]])[None, None]
+    before = [x.detach().clone() for x in (q, k, v)]
+    assert torch.autograd.gradcheck(lambda q, k, v: attend(q, k, v, seen if masked else None), (q, k, v))
+    with torch.no_grad():       # the other kernel
+        attend(q, k, v, seen if masked else None)
+    assert all(map(torch.equal, (q, k, v), before))
+
+
+@pytest.mark.parametrize("learning", [False, True])
+def test_to_attend_answers_in_the_type_of_the_query(learning):
+    q, k, v = (small.numbers(1, 2, 3, 4, seed=seed, dtype=torch.bfloat16) for seed in range(3))
+    got = attend(q.requires_grad_(learning), k, v, torch.ones(1, 1, 3, 3, dtype=torch.bool).tril())
+    assert got.dtype == torch.bfloat16
+
+
 @given(multi_heads, PADDINGS, st.booleans(), SEEDS)
 def test_multi_head_attention_is_the_papers_sums(cfg, paddings, learning, seed):
     s = Setting(cfg, paddings, seed=seed)
@@ -136,6 +154,22 @@ def test_latent_attention_remembers_only_the_normalised_latent_and_one_rotated_k
             assert_close(latents[b, 0, t], reference.rms_norm(down[:C], w["kv_norm.weight"], s.cfg.rms_norm_eps))
             assert_close(keys[b, 0, t], reference.rope(down[C:], s.positions[b, t], s.cfg.rope_theta, interleaved=True))
     assert latents.shape[1] == keys.shape[1] == 1       # not one per head
+
+
+@torch.no_grad()
+def test_multi_head_attention_remembers_a_turned_key_and_a_value_for_every_head_of_keys():
+    s, cache = Setting(small.language(**small.MULTI_HEAD)), LayerCache(5)      # four heads of queries share two of keys
+    s.in_chunks([3, 2], cache)
+    keys, values = cache.rooms
+    w, d = s.attention.state_dict(), s.cfg.head_dim
+    assert keys.shape == values.shape == (2, 2, 5, d)
+    for b in range(2):
+        for t in range(5):
+            k, v = w["k_proj.weight"] @ s.x[b, t], w["v_proj.weight"] @ s.x[b, t]
+            for h in range(2):
+                want = reference.rope(k[h * d:(h + 1) * d], s.positions[b, t], s.cfg.rope_theta, interleaved=False)
+                assert_close(keys[b, h, t], want)
+                assert_close(values[b, h, t], v[h * d:(h + 1) * d])
 
 
 @torch.no_grad()
