@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minivl2.attention import LatentAttention, MultiHeadAttention, attend
 from minivl2.cache import LayerCache
@@ -121,6 +122,42 @@ def test_latent_attention_is_the_papers_sums(cfg, paddings, learning, seed):
 def test_absorbed_decoding_token_by_token_is_the_papers_sums_too(cfg, paddings, seed):
     s = Setting(cfg, paddings, seed=seed)
     assert_close(s.in_chunks([1] * 5, LayerCache(5)), s.expected())     # one new token at a time is absorbed
+
+
+def remembered(cfg, T, S, seed=0):
+    """Queries of the last T of S tokens, all latents and rotary keys, and a mask with padding in one row."""
+    H, C, N, R = cfg.num_attention_heads, cfg.kv_lora_rank, cfg.qk_nope_head_dim, cfg.qk_rope_head_dim
+    shapes = (2, H, T, N), (2, H, T, R), (2, 1, S, C), (2, 1, S, R)
+    seen = torch.ones(T, S, dtype=torch.bool).tril(S - T)[None, None].repeat(2, 1, 1, 1)
+    seen[1, ..., : S - T] = False
+    return [*(small.numbers(*shape, seed=seed + i) for i, shape in enumerate(shapes)), seen]
+
+
+@torch.no_grad()
+@given(latents, st.integers(1, 3), st.integers(0, 3), SEEDS)
+def test_both_forms_are_the_same_sum_for_many_new_tokens_too(cfg, new, earlier, seed):
+    attention, given_ = small.randomised(LatentAttention(cfg), seed), remembered(cfg, new, new + earlier, seed)
+    assert_close(attention.absorbed(*given_), attention.expanded(*given_))
+
+
+class Sizes(TorchDispatchMode):
+    """The largest tensor that is made while this is on."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.largest = max(self.largest, made.numel())
+        return made
+
+
+@torch.no_grad()
+def test_absorbed_builds_neither_keys_nor_values():
+    cfg = small.language(kv_lora_rank=2, qk_nope_head_dim=16, v_head_dim=16)
+    with Sizes() as sizes:
+        small.randomised(LatentAttention(cfg)).absorbed(*remembered(cfg, 1, 50))
+    assert sizes.largest < 2 * cfg.num_attention_heads * 50 * 16       # rows, heads, tokens, width of a key or value
 
 
 @torch.no_grad()

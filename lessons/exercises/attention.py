@@ -86,6 +86,66 @@ def remembered_once_per_query_head(self, x, rotation, seen, cache=None):
     return self.o_proj(attention.attend(q, k, v, seen).transpose(1, 2).flatten(2))
 
 
+# ------------------------------------------------------------------------------------------ latent attention
+
+
+def in_form(form):
+    """Two new tokens of three and of five: keys of 3 + 2 numbers, values of 3, latents of 6, so that most mix-ups fit."""
+
+    def probe():
+        attn = small.randomised(attention.LatentAttention(small.language(qk_nope_head_dim=3, v_head_dim=3)))
+        outcomes = []
+        for S in (3, 5):
+            seen = torch.ones(2, S, dtype=torch.bool).tril(S - 2)[None, None].repeat(2, 1, 1, 1)
+            seen[1, ..., 0] = False
+            outcomes.append(getattr(attn, form)(
+                small.numbers(2, 2, 2, 3), small.numbers(2, 2, 2, 2, seed=1), small.numbers(2, 1, S, 6, seed=2),
+                small.numbers(2, 1, S, 2, seed=3), seen))
+        return outcomes
+
+    return probe
+
+
+def some_layer():
+    """Read in parts of three and of one, with padding before one row: what comes out, and what is remembered."""
+    attn = small.randomised(attention.LatentAttention(small.language(qk_nope_head_dim=4, qk_rope_head_dim=4)))
+    x, cache = small.numbers(2, 4, 16), LayerCache(4)
+    real = torch.tensor([[True] * 4, [False] * 2 + [True] * 2])
+    seen = (torch.ones(4, 4, dtype=torch.bool).tril() & real[:, None] | torch.eye(4, dtype=torch.bool))[:, None]
+    cos, sin = rotation(torch.tensor([[3, 4, 5, 6], [0, 0, 0, 1]]), 4, 50.0, torch.float64)
+    out = [attn(x[:, new], (cos[:, :, new], sin[:, :, new]), seen[:, :, new, :new.stop], cache)
+           for new in (slice(0, 3), slice(3, 4))]
+    return [*out, *cache.rooms]
+
+
+def keys_of_all_heads_first(self, q_nope, q_rope, latent, k_rope, seen):
+    k_nope, value = self.kv_up(latent[:, 0]).split([self.H * self.N, self.H * self.v], dim=-1)
+    k_nope, value = (t.unflatten(-1, (self.H, -1)).transpose(1, 2) for t in (k_nope, value))
+    q = torch.cat((q_nope, q_rope), dim=-1)
+    k = torch.cat((k_nope, k_rope.expand(-1, self.H, -1, -1)), dim=-1)
+    return attention.attend(q, k, value, seen, self.scale)
+
+
+def without_position(self, q_nope, q_rope, latent, k_rope, seen):
+    kv = self.kv_up(latent[:, 0]).unflatten(-1, (self.H, self.N + self.v)).transpose(1, 2)
+    k_nope, value = kv.split([self.N, self.v], dim=-1)
+    return attention.attend(q_nope, k_nope, value, seen, self.scale)
+
+
+def expanded_after_all(self, q_nope, q_rope, latent, k_rope, seen):
+    return self.expanded(q_nope, q_rope, latent, k_rope, seen)
+
+
+def keys_only_absorbed(self, q_nope, q_rope, latent, k_rope, seen):
+    W_uk, W_uv = self.kv_up.weight.unflatten(0, (self.H, -1)).split([self.N, self.v], dim=1)
+    q_latent = torch.einsum("bhtn,hnc->bhtc", q_nope, W_uk)
+    scores = (q_latent @ latent.mT + q_rope @ k_rope.mT) * self.scale
+    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    return weights @ torch.einsum("bsc,hvc->bhsv", latent[:, 0], W_uv)
+
+
+BY_NUMBER = "self.absorbed if cache is not None and x.shape[1] == 1 else self.expanded"
+
 EXERCISES = (
     Exercise("attention.attend", "to_attend", some_attention, (
         Mistake("no scale", attending(lambda q, v, scale: 1.0 if scale is None else scale),
@@ -145,5 +205,89 @@ EXERCISES = (
         Mistake("only the new ones", {"k, v = cache.append(k, v)": "cache.append(k, v)"}),
         Mistake("remembered once per query head", remembered_once_per_query_head),
         Mistake("scaled twice", {"(sharing, 1), seen)": "(sharing, 1), seen, 1 / self.head_dim)"}),
+    )),
+    Exercise("attention.LatentAttention.expanded", "(latent or chunks or both_forms) and not transformers",
+             in_form("expanded"), (
+        Mistake("value before key", {"k_nope, value": "value, k_nope", "[self.N, self.v]": "[self.v, self.N]"},
+                "you take each head's value first and then its key; kv_up gives the N numbers of the key first."),
+        Mistake("keys of all heads first", keys_of_all_heads_first,
+                "you split before cutting into heads, as if all keys came first and then all values. It is head after "
+                "head: cut into H heads of N + v, then split each."),
+        Mistake("parts joined in different orders", {"torch.cat((q_nope, q_rope)": "torch.cat((q_rope, q_nope)"},
+                "query and key are joined in different orders, so content meets position."),
+        Mistake("no position", without_position,
+                "the rotary parts are not used: this attention does not know where tokens stand."),
+        Mistake("scale of the content", {"self.scale": "self.N ** -0.5"},
+                "the scale is that of the whole query, 1 / sqrt(N + R), as self.scale says; yours counts the content only."),
+        Mistake("scale of the latent", {"self.scale": "self.C ** -0.5"},
+                "the latent is not what queries meet here: the scale is 1 / sqrt(N + R), whatever C is."),
+        Mistake("no mask", {"seen, self.scale": "None, self.scale"}, "seen is not handed on: everyone sees everything."),
+        Mistake("heads interleaved", {"unflatten(-1, (self.H, self.N + self.v)).transpose(1, 2)":
+                                      "unflatten(-1, (self.N + self.v, self.H)).permute(0, 3, 1, 2)"},
+                "kv_up gives head after head: cut its output into (H, N + v), not (N + v, H)."),
+        Mistake("rotary key divided among heads", {"k_rope.expand(-1, self.H, -1, -1)":
+                                                   "k_rope.expand(-1, self.H, -1, -1) / self.H"}),
+        Mistake("heads and tokens mixed", {".unflatten(-1, (self.H, self.N + self.v)).transpose(1, 2)":
+                                           ".reshape(latent.shape[0], self.H, -1, self.N + self.v)"},
+                "a reshape straight to (B, H, S, N + v) fits, and mixes tokens with heads: unflatten the last dimension, "
+                "then swap."),
+    )),
+    Exercise("attention.LatentAttention.absorbed", "(absorbed or chunks or both_forms) and not transformers",
+             in_form("absorbed"), (
+        Mistake("scale of the latent", {"* self.scale": "* (self.C + self.R) ** -0.5"},
+                "the query that meets the latents is C + R wide, but the score is that of a query of N + R: the sum is only "
+                "regrouped, so the scale stays self.scale."),
+        Mistake("scale on one part", {"(q_latent @ latent.mT + q_rope @ k_rope.mT) * self.scale":
+                                      "q_latent @ latent.mT * self.scale + q_rope @ k_rope.mT"},
+                "only the content's score is scaled. Both parts are one dot product: scale their sum."),
+        Mistake("no position", {" + q_rope @ k_rope.mT": ""}, "the rotary part of the score is missing."),
+        Mistake("keys and values swapped", {"W_uk, W_uv =": "W_uv, W_uk ="},
+                "the two matrices are swapped: each head's first N rows make its key, the last v its value."),
+        Mistake("no mask", {".masked_fill(~seen, -torch.inf)": ""}, "seen is not used: everyone sees everything."),
+        Mistake("mask upside down", {"~seen": "seen"}, "the mask is upside down: seen is True for what may be looked at."),
+        Mistake("masked after the softmax", {".masked_fill(~seen, -torch.inf).softmax(-1)": ".softmax(-1) * seen"},
+                "masked after the softmax, the weights no longer add up to 1."),
+        Mistake("masked with nought", {"masked_fill(~seen, -torch.inf)": "masked_fill(~seen, 0)"},
+                "a score of 0 is not a weight of 0: exp(0) is 1. What may not be seen gets the score -inf."),
+        Mistake("heads interleaved", {"self.kv_up.weight.unflatten(0, (self.H, -1))":
+                                      "self.kv_up.weight.unflatten(0, (-1, self.H)).transpose(0, 1)"},
+                "the rows of kv_up are head after head: (H, N + v, C), not (N + v, H, C)."),
+        Mistake("one head's matrices for all", {"W_uk)": "W_uk[:1].expand_as(W_uk))"}),
+        Mistake("expanded after all", expanded_after_all),
+        Mistake("keys only absorbed", keys_only_absorbed),
+    )),
+    Exercise("attention.LatentAttention.forward",
+             "(latent or absorbed or chunks or distance) and not transformers and not both_forms", some_layer, (
+        Mistake("latent not normalised", {"self.kv_norm(latent)": "latent"},
+                "the latent is not normalised: self.kv_norm goes on it, before it is remembered."),
+        Mistake("rotary key not turned", {"rotate_interleaved(k_rope[:, None], *rotation)": "k_rope[:, None]"},
+                "the rotary key is not turned."),
+        Mistake("query not turned", {"q_rope = rotate_interleaved(q_rope, *rotation)": "pass"},
+                "the rotary part of the query is not turned."),
+        Mistake("the other pairing", {"rotate_interleaved": "rotate_half_split"},
+                "you turn halves. In latent attention a pair is two neighbours: rotate_interleaved."),
+        Mistake("rotary part first", {"q_nope, q_rope =": "q_rope, q_nope =", "[self.N, self.R]": "[self.R, self.N]"},
+                "of each head's query the content part comes first, N numbers, and then the rotary part."),
+        Mistake("rotary key first", {"latent, k_rope = self.kv_down(x).split([self.C, self.R]":
+                                     "k_rope, latent = self.kv_down(x).split([self.R, self.C]"},
+                "kv_down gives the latent first, C numbers, and then the rotary key."),
+        Mistake("no output projection", {"self.o_proj(mixed": "(mixed"}),
+        Mistake("heads not brought back", {"mixed.transpose(1, 2).flatten(2)": "mixed.reshape(*x.shape[:2], -1)"},
+                "on the way back T and H must be swapped before heads are laid side by side. Yours mixes tokens with "
+                "heads."),
+        Mistake("heads interleaved", {".unflatten(-1, (self.H, self.N + self.R)).transpose(1, 2)":
+                                      ".unflatten(-1, (self.N + self.R, self.H)).permute(0, 3, 1, 2)"},
+                "the queries come head after head: cut into (H, N + R), not (N + R, H)."),
+        Mistake("mask forgotten", {"k_rope, seen)": "k_rope, torch.ones_like(seen))"},
+                "the mask is not handed on: everyone sees everything."),
+        Mistake("normalised after remembering", {
+            "latent = self.kv_norm(latent)[:, None]": "latent = latent[:, None]",
+            "form = self": "latent = self.kv_norm(latent)\n    form = self"},
+                "the latent is remembered as it comes and normalised anew for each token. Norm first, then remember."),
+        Mistake("always expanded", {BY_NUMBER: "self.expanded"}),
+        Mistake("always absorbed", {BY_NUMBER: "self.absorbed"}),
+        Mistake("remembered once per head", {"cache.append(latent, k_rope)":
+                                             "cache.append(latent, k_rope.expand(-1, self.H, -1, -1))"}),
+        Mistake("the cache's answer thrown away", {"latent, k_rope = cache": "cache"}),
     )),
 )

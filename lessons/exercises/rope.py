@@ -105,4 +105,13 @@ EXERCISES = (
                 "read from two halves, but written back alternating: what was in a half must return to it."),
         Mistake("from the ends", from_the_ends, "number i goes with i + d/2; you pair it with d - 1 - i."),
     )),
+    Exercise("rope.rotate_interleaved", "interleaved or quarter_turn_of_neighbours", turned("rotate_interleaved"), turning(
+        Mistake("halves", by_halves,
+                "you pair number i with i + R/2: that is the other convention, of multi-head attention. Here it is "
+                "neighbours, (0, 1), (2, 3), ..."),
+        Mistake("written in halves", read_in_turns_written_in_halves,
+                "read in turns, but written back as two halves: all first numbers, then all second ones. Use stack and "
+                "flatten, not cat."),
+        Mistake("from the ends", from_the_ends, "number 2i goes with 2i + 1; you pair i with R - 1 - i."),
+    )),
 )

@@ -569,7 +569,7 @@ print(f"its full context of {tiny.max_position_embeddings:,} tokens: "
 # %% [markdown]
 # And Tiny is tiny. With long contexts for many people at once it is the cache that fills a machine; and for each token
 # written, all of it must pass through the processor. To remember less without forgetting is
-# lesson 5.
+# [lesson 5](05_latent_attention.ipynb).
 #
 # ## What you have now
 # The multi-head half of `minivl2/attention.py`, half of `minivl2/rope.py`, and `LayerCache`. For as long as this
