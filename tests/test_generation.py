@@ -223,10 +223,10 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_top_p(top_p, kept):
 
 
 def test_the_nucleus_is_chosen_after_the_temperature():
-    """At 0.5 the squares count: of 0.4, 0.3, 0.2, 0.1 the first two have 25 of 30; at 2, the roots do, and more stay."""
-    p = [0.1, 0.4, 0.2, 0.3]
+    """At 0.5 the squares count, at 2 the roots: the likeliest two have 0.91, 0.75 or 0.63, and three 0.97, 0.90 or 0.83."""
+    p = [0.1, 0.5, 0.15, 0.25]
     for temperature, kept in ((0.5, [1, 3]), (1.0, [1, 2, 3]), (2.0, [0, 1, 2, 3])):
-        got = drawn(torch.tensor(p).log().tolist(), temperature=temperature, top_p=0.83)
+        got = drawn(torch.tensor(p).log().tolist(), temperature=temperature, top_p=0.88)
         assert got.nonzero().flatten().tolist() == kept
 
 
