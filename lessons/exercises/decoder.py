@@ -12,6 +12,10 @@ def some_masks():
     return [decoder.visible(REAL, start).int() for start in (0, 3, 5)]
 
 
+def some_positions():
+    return [decoder.positions(REAL), decoder.positions(torch.tensor([[False, True, True]]))]
+
+
 EXERCISES = (
     Exercise("decoder.visible", "sees_itself or mask_by_hand", some_masks, (
         Mistake("the future", {"every <= new": "every >= new"},
@@ -35,5 +39,19 @@ EXERCISES = (
         Mistake("keys and queries swapped", {"| (every == new))[:, None]": "| (every == new)).mT[:, None]"}),
         Mistake("no place for the heads", {"| (every == new))[:, None]": "| (every == new))"}),
         Mistake("as numbers", {"| (every == new))[:, None]": "| (every == new))[:, None].float()"}),
+    )),
+    Exercise("decoder.positions", "positions_count or padding_changes or decoder_is_the_papers", some_positions, (
+        Mistake("padding counted", {"(real.cumsum(1) - 1).clamp(min=0)": "torch.arange(real.shape[1]).expand(real.shape)"},
+                "padding is counted, so it shifts the sentence. Count real tokens only."),
+        Mistake("counted from 1", {"(real.cumsum(1) - 1).clamp(min=0)": "real.cumsum(1)"},
+                "the first real token has position 0: nothing real stands before it."),
+        Mistake("below 0", {".clamp(min=0)": ""}, "padding on the left gets position -1; say 0 there."),
+        Mistake("from the end", {"real.cumsum(1)": "real.flip(1).cumsum(1).flip(1)"},
+                "counted from the right end: the *last* token has position 0 in yours."),
+        Mistake("down the batch", {"real.cumsum(1)": "real.cumsum(0)"},
+                "counted down the batch; count along each row, dimension 1."),
+        Mistake("one row for all", {"(real.cumsum(1) - 1)": "(real.cumsum(1) - 1)[:1].expand(real.shape)"},
+                "all rows get the positions of the first one; each has padding of its own."),
+        Mistake("real or not", {"real.cumsum(1)": "real.long()"}),
     )),
 )
