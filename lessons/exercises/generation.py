@@ -123,7 +123,6 @@ EXERCISES = (
                 "a row goes on after its end. Once it has said the end token it says nothing else."),
         Mistake("one ends, all end", {"ended.all()": "ended.any()"},
                 "you stop as soon as one row has ended; the others have not finished yet."),
-        Mistake("only this token counts", {"ended = ended | (token": "ended = (token"}),
         Mistake("end token kept back", {"        yield token\n        ended = ended | (token == lang.eos_token_id)\n":
                                         "        ended = ended | (token == lang.eos_token_id)\n        if ended.all():\n"
                                         "            return\n        yield token\n"},
