@@ -2,6 +2,7 @@
 
 Paper    Attention Is All You Need, arXiv:1706.03762, section 3.2.
          DeepSeek-V2, arXiv:2405.04434, section 2.1. "Eq. n" below is an equation of that paper.
+Lesson   lessons/04_attention.ipynb (multi-head), lessons/05_latent_attention.ipynb (latent)
 Tests    tests/test_attention.py                Letters    the legend in minivl2/config.py
 
 Multi-head attention remembers a key and a value for every head: for Small that would be 2 * 16 * 128 = 4096 numbers

@@ -1,6 +1,6 @@
 """What the decoder remembers of earlier tokens, so that a new token does not read the prompt again.
 
-Tests    tests/test_cache.py
+Lesson   lessons/04_attention.ipynb            Tests   tests/test_cache.py
 
 Room for all tokens is taken once and filled from the left: growing a tensor by concatenation would copy everything
 remembered for every token written. What is kept per token differs (keys and values, or a latent); the room does not.

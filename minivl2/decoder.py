@@ -1,6 +1,7 @@
 """The decoder: a DeepSeekMoE language model that reads vectors, whether they came from words or from pictures.
 
 Paper    DeepSeek-V2, arXiv:2405.04434, figure 2; DeepSeek-VL2, section 2 "DeepSeekMoE LLM".
+Lesson   lessons/09_answering.ipynb; the mask: lessons/04_attention.ipynb
 Tests    tests/test_decoder.py                 Letters    the legend in minivl2/config.py
 """
 

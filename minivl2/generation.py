@@ -1,10 +1,10 @@
 """Answering: read the prompt once, then write one token after another.
 
 Paper    nucleus sampling, arXiv:1904.09751, section 3.1; repetition penalty, arXiv:1909.05858, section 4.1.
-Tests    tests/test_generation.py
+Lesson   lessons/09_answering.ipynb            Tests   tests/test_generation.py
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from PIL import Image
@@ -72,12 +72,25 @@ def write(
     ):
         if not fine:
             raise ValueError(f"{name} cannot be {value}")
-    return _write(model, batch.to(model.image_newline.device), max_new_tokens, temperature, top_p,
-                  repetition_penalty, prefill_chunk, seed)
+    device = model.image_newline.device
+    random = torch.Generator(device)
+    random.manual_seed(seed) if seed is not None else random.seed()
+
+    def choose(logits: Tensor, answer: Tensor) -> Tensor:
+        return sample(penalise(logits, answer, repetition_penalty), temperature, top_p, random)
+
+    return one_by_one(model, batch.to(device), max_new_tokens, choose, prefill_chunk)
 
 
 @torch.no_grad()
-def _write(model, batch, max_new_tokens, temperature, top_p, repetition_penalty, prefill_chunk, seed) -> Iterator[Tensor]:
+def one_by_one(
+    model: DeepSeekVL2,
+    batch: Batch,
+    max_new_tokens: int,
+    choose: Callable[[Tensor, Tensor], Tensor],
+    prefill_chunk: int | None = None,
+) -> Iterator[Tensor]:
+    """Yields the next token of every row, (B,). choose: logits (B, V) and the answer so far (B, n) -> tokens (B,)"""
     decoder, lang = model.decoder, model.config.language
     B, T = batch.input_ids.shape
     check_length(T, lang.max_position_embeddings)
@@ -88,15 +101,11 @@ def _write(model, batch, max_new_tokens, temperature, top_p, repetition_penalty,
     for chunk in torch.arange(T).split(prefill_chunk or T):
         hidden, _ = decoder(x[:, chunk], batch.attention_mask[:, chunk], cache)
 
-    random = torch.Generator(x.device)
-    random.manual_seed(seed) if seed is not None else random.seed()
     answer = batch.input_ids.new_empty(B, 0)
     ended = torch.zeros(B, dtype=torch.bool, device=x.device)
     while True:
         logits = decoder.head(hidden[:, -1]).float()                        # (B, V): only for the last token
-        logits = penalise(logits, answer, repetition_penalty)
-        token = sample(logits, temperature, top_p, random)
-        token = token.masked_fill(ended, lang.eos_token_id)
+        token = choose(logits, answer).masked_fill(ended, lang.eos_token_id)
         yield token
         ended = ended | (token == lang.eos_token_id)
         answer = torch.cat((answer, token[:, None]), dim=1)

@@ -1,6 +1,7 @@
 """Rotary position embedding: turn pairs of numbers by an angle that grows with the position.
 
-Paper    RoFormer, arXiv:2104.09864, Eqs. 14-15 and 34.         Tests   tests/test_rope.py
+Paper    RoFormer, arXiv:2104.09864, Eqs. 14-15 and 34.
+Lesson   lessons/04_attention.ipynb            Tests   tests/test_rope.py
 
 Pair i of a vector of width d turns by position * base^(-2i/d). A dot product of two turned vectors then depends only
 on how far apart they stand. Which two numbers form a pair is a convention, and DeepSeek-VL2 uses both:

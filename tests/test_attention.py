@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minivl2.attention import LatentAttention, MultiHeadAttention, attend
 from minivl2.cache import LayerCache
@@ -84,6 +85,24 @@ def test_to_attend_is_softmax_of_q_k_times_v(width, value_width, masked, learnin
                 assert_close(got[b, h, t].detach(), want)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_to_attend_teaches_queries_keys_and_values_and_changes_none(masked):
+    q, k, v = (small.numbers(1, 2, n, 3, seed=n).requires_grad_() for n in (2, 4, 4))
+    seen = torch.tensor([[True, False, True, False], [True, True, True, False]])[None, None]
+    before = [x.detach().clone() for x in (q, k, v)]
+    assert torch.autograd.gradcheck(lambda q, k, v: attend(q, k, v, seen if masked else None), (q, k, v))
+    with torch.no_grad():       # the other kernel
+        attend(q, k, v, seen if masked else None)
+    assert all(map(torch.equal, (q, k, v), before))
+
+
+@pytest.mark.parametrize("learning", [False, True])
+def test_to_attend_answers_in_the_type_of_the_query(learning):
+    q, k, v = (small.numbers(1, 2, 3, 4, seed=seed, dtype=torch.bfloat16) for seed in range(3))
+    got = attend(q.requires_grad_(learning), k, v, torch.ones(1, 1, 3, 3, dtype=torch.bool).tril())
+    assert got.dtype == torch.bfloat16
+
+
 @given(multi_heads, PADDINGS, st.booleans(), SEEDS)
 def test_multi_head_attention_is_the_papers_sums(cfg, paddings, learning, seed):
     s = Setting(cfg, paddings, seed=seed)
@@ -103,6 +122,42 @@ def test_latent_attention_is_the_papers_sums(cfg, paddings, learning, seed):
 def test_absorbed_decoding_token_by_token_is_the_papers_sums_too(cfg, paddings, seed):
     s = Setting(cfg, paddings, seed=seed)
     assert_close(s.in_chunks([1] * 5, LayerCache(5)), s.expected())     # one new token at a time is absorbed
+
+
+def remembered(cfg, T, S, seed=0):
+    """Queries of the last T of S tokens, all latents and rotary keys, and a mask with padding in one row."""
+    H, C, N, R = cfg.num_attention_heads, cfg.kv_lora_rank, cfg.qk_nope_head_dim, cfg.qk_rope_head_dim
+    shapes = (2, H, T, N), (2, H, T, R), (2, 1, S, C), (2, 1, S, R)
+    seen = torch.ones(T, S, dtype=torch.bool).tril(S - T)[None, None].repeat(2, 1, 1, 1)
+    seen[1, ..., : S - T] = False
+    return [*(small.numbers(*shape, seed=seed + i) for i, shape in enumerate(shapes)), seen]
+
+
+@torch.no_grad()
+@given(latents, st.integers(1, 3), st.integers(0, 3), SEEDS)
+def test_both_forms_are_the_same_sum_for_many_new_tokens_too(cfg, new, earlier, seed):
+    attention, given_ = small.randomised(LatentAttention(cfg), seed), remembered(cfg, new, new + earlier, seed)
+    assert_close(attention.absorbed(*given_), attention.expanded(*given_))
+
+
+class Sizes(TorchDispatchMode):
+    """The largest tensor that is made while this is on."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.largest = max(self.largest, made.numel())
+        return made
+
+
+@torch.no_grad()
+def test_absorbed_builds_neither_keys_nor_values():
+    cfg = small.language(kv_lora_rank=2, qk_nope_head_dim=16, v_head_dim=16)
+    with Sizes() as sizes:
+        small.randomised(LatentAttention(cfg)).absorbed(*remembered(cfg, 1, 50))
+    assert sizes.largest < 2 * cfg.num_attention_heads * 50 * 16       # rows, heads, tokens, width of a key or value
 
 
 @torch.no_grad()
@@ -136,6 +191,22 @@ def test_latent_attention_remembers_only_the_normalised_latent_and_one_rotated_k
             assert_close(latents[b, 0, t], reference.rms_norm(down[:C], w["kv_norm.weight"], s.cfg.rms_norm_eps))
             assert_close(keys[b, 0, t], reference.rope(down[C:], s.positions[b, t], s.cfg.rope_theta, interleaved=True))
     assert latents.shape[1] == keys.shape[1] == 1       # not one per head
+
+
+@torch.no_grad()
+def test_multi_head_attention_remembers_a_turned_key_and_a_value_for_every_head_of_keys():
+    s, cache = Setting(small.language(**small.MULTI_HEAD)), LayerCache(5)      # four heads of queries share two of keys
+    s.in_chunks([3, 2], cache)
+    keys, values = cache.rooms
+    w, d = s.attention.state_dict(), s.cfg.head_dim
+    assert keys.shape == values.shape == (2, 2, 5, d)
+    for b in range(2):
+        for t in range(5):
+            k, v = w["k_proj.weight"] @ s.x[b, t], w["v_proj.weight"] @ s.x[b, t]
+            for h in range(2):
+                want = reference.rope(k[h * d:(h + 1) * d], s.positions[b, t], s.cfg.rope_theta, interleaved=False)
+                assert_close(keys[b, h, t], want)
+                assert_close(values[b, h, t], v[h * d:(h + 1) * d])
 
 
 @torch.no_grad()

@@ -46,7 +46,8 @@ def test_a_token_sees_itself_and_what_is_real_before_it(paddings, tokens, start)
 
 def test_the_mask_by_hand():
     """Two tokens after one of padding: padding is seen by nobody but itself, and nobody sees ahead."""
-    assert visible(torch.tensor([[False, True, True]]), start=0).int().tolist() == [[[[1, 0, 0], [0, 1, 0], [0, 1, 1]]]]
+    mask = visible(torch.tensor([[False, True, True]]), start=0)
+    assert mask.dtype == torch.bool and mask.int().tolist() == [[[[1, 0, 0], [0, 1, 0], [0, 1, 1]]]]
 
 
 def test_a_context_that_is_too_long_is_an_error_that_says_both_lengths():

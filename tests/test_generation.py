@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from minivl2.batch import Batch, pad_left
 from minivl2.cache import Cache
-from minivl2.generation import generate, penalise, sample, stream, write
+from minivl2.generation import generate, one_by_one, penalise, sample, stream, write
 from minivl2.model import DeepSeekVL2
 
 END = 1
@@ -146,6 +146,21 @@ def test_every_token_is_read_once_and_padding_is_said_to_be_padding():
     ] and len({id(cache) for _, _, cache in model.calls}) == 1
 
 
+def test_the_chooser_is_given_logits_in_float32_and_the_answers_so_far_and_nothing_is_learned():
+    heard = []
+
+    def choose(logits, answer):
+        heard.append(answer.tolist())
+        assert logits.shape == (2, 6) and logits.dtype == torch.float32
+        assert not torch.is_grad_enabled()
+        return logits.argmax(-1)
+
+    model = Scripted(says([2, END, 5], [3, 4, 5]).bfloat16())
+    list(one_by_one(model, text_batch([3, 4, 5], [4]), 3, choose))
+    assert heard == [[[], []], [[2], [3]], [[2, END], [3, 4]]]
+    assert torch.is_grad_enabled()
+
+
 @pytest.mark.parametrize("options", [
     {"max_new_tokens": 0}, {"temperature": -0.1}, {"top_p": 0.0}, {"top_p": 1.1}, {"repetition_penalty": 0},
     {"prefill_chunk": 0}])
@@ -205,6 +220,14 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_top_p(top_p, kept):
     want = torch.zeros(4)
     want[kept] = p[kept] / p[kept].sum()
     assert_close(got, want, atol=0.03, rtol=0)
+
+
+def test_the_nucleus_is_chosen_after_the_temperature():
+    """At 0.5 the squares count, at 2 the roots: the likeliest two have 0.91, 0.75 or 0.63, and three 0.97, 0.90 or 0.83."""
+    p = [0.1, 0.5, 0.15, 0.25]
+    for temperature, kept in ((0.5, [1, 3]), (1.0, [1, 2, 3]), (2.0, [0, 1, 2, 3])):
+        got = drawn(torch.tensor(p).log().tolist(), temperature=temperature, top_p=0.88)
+        assert got.nonzero().flatten().tolist() == kept
 
 
 def test_an_exactly_reached_top_p_is_enough():

@@ -27,12 +27,29 @@ def test_every_pair_turns_as_in_the_paper(way, pairs, positions, base, seed):
                 assert_close(got[b, h, t], reference.rope(x[b, h, t], position, base, way == "interleaved"))
 
 
-def test_a_quarter_turn_by_hand():
-    """At base 1 every pair turns by the position itself; by a quarter turn, (a, b) becomes (-b, a)."""
+def quarter_turn(way):
+    """Of two pairs: (a, b) becomes (-b, a)."""
     x = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 1, 4)
-    quarter = torch.zeros(2), torch.ones(2)
-    assert rotate_half_split(x, *quarter).flatten().tolist() == [-3, -4, 1, 2]      # pairs (1, 3) and (2, 4)
-    assert rotate_interleaved(x, *quarter).flatten().tolist() == [-2, 1, -4, 3]     # pairs (1, 2) and (3, 4)
+    return way(x, torch.zeros(2), torch.ones(2)).flatten().tolist()
+
+
+def test_a_quarter_turn_of_halves_by_hand():
+    assert quarter_turn(rotate_half_split) == [-3, -4, 1, 2]        # pairs (1, 3) and (2, 4)
+
+
+def test_a_quarter_turn_of_neighbours_by_hand():
+    assert quarter_turn(rotate_interleaved) == [-2, 1, -4, 3]       # pairs (1, 2) and (3, 4)
+
+
+def test_angles_by_hand():
+    """Base 16, width 4: the second pair turns 16^(-2/4), a quarter as fast. There is a place for the heads."""
+    cos, sin = rotation(torch.tensor([[0, 1, 2]]), 4, 16.0)
+    angles = torch.tensor([[0.0, 0.0], [1.0, 0.25], [2.0, 0.5]])[None, None]
+    assert_close(cos, angles.cos())     # in float32, if no other type is asked for
+    assert_close(sin, angles.sin())
+    cos, sin = rotation(torch.tensor([[4094]]), 4, 16.0, torch.float64)
+    assert_close(cos.flatten(), torch.tensor([4094.0, 1023.5], dtype=torch.float64).cos())
+    assert_close(sin.flatten(), torch.tensor([4094.0, 1023.5], dtype=torch.float64).sin())
 
 
 @each_way
