@@ -174,5 +174,8 @@ class Learner:
                    for group in optimizer.param_groups for p in group["params"]}
         for name, value in saved.items():
             of, key = name.rsplit(".", 1)
-            if p := parameters.get(of):     # an expert may be another process's
+            if of in parameters:
+                p = parameters[of]
                 holders[p].state[p][key] = shard.part_of(value, p).clone() if value.shape == p.shape else value
+            elif not (shard.is_divided(self.module) and ".experts." in of):     # those may be another process's
+                raise KeyError(f"{name}: the model has no parameter {of}")

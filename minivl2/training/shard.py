@@ -65,7 +65,7 @@ def keep_own_experts(mixture: MixtureOfExperts) -> list[nn.Parameter]:
     E = len(mixture.experts)
     own = E // team.size()
     if own * team.size() != E:
-        raise ValueError(f"{E} experts cannot be shared evenly by {team.size()} processes: start as many as divide {E}")
+        raise RuntimeError(f"{E} experts cannot be shared evenly by {team.size()} processes: start as many as divide {E}")
     for e in range(E):
         if e // own != team.rank():
             mixture.experts[e] = nn.Module()        # an empty place, so that each expert keeps its number and its name
