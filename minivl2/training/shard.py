@@ -17,13 +17,13 @@ own part of every batch. The losses are the same, but for the order in which num
                 for the whole step. Network: (N - 1)/N of all weights, three times a step.
     experts     Each process owns E/N experts of every layer, whole; the rest is divided as above. Tokens travel to their
                 experts and come back as answers, backward as gradients.
-                Memory: 1/N of all, and no layer's experts are ever together. Network: each visit of a token, four times
-                a step. That is less when experts are large beside the tokens of a batch, and more when all is small, as
-                here. `minivl2 inspect tiny --train` compares the two at full size.
+                Memory: 1/N of all, and the experts of a layer are never together. Network: each visit of a token, four
+                times a step. That grows with the batch, what is gathered does not: `minivl2 inspect tiny --train` says
+                what either comes to at full size.
 
-What stays whole: each process makes or loads the whole model before it is divided, learning to see comes before it, too,
-and to save, the first process gathers everything. Muon gathers a matrix's momentum, and each process orthogonalises all
-of it for the sake of its own rows; the experts of an owner it steps alone.
+What stays whole: each process makes or loads the whole model before it is divided; learning to see comes before it, too;
+and to save, the first process gathers everything. Muon gathers the directions of all divided matrices of a shape, and each
+process makes all of them orthogonal for the sake of its own rows; whole experts are stepped by their owner alone.
 """
 
 from collections.abc import Iterable
