@@ -25,7 +25,6 @@ from pathlib import Path
 import torch
 
 import minivl2
-from minivl2 import cost
 from minivl2.processor import Processor
 from minivl2.training import ablations, evaluation, loop, report, shard, team
 from minivl2.training.curriculum import COURSES
@@ -54,7 +53,8 @@ def train(options: argparse.Namespace, run: Path, variant: str = "") -> dict:
     trainer = (loop.Trainer.resume(run, options.shard) if options.resume and loop.checkpoints(run)
                else begin(plan, options.shard))
     if team.rank() == 0:
-        parameters = sum(part.total for part in cost.parts(trainer.model.config))
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in minivl2.build(trainer.model.config).parameters())
         kept = sum(shard.own(p).numel() for p in trainer.model.parameters())
         here = f" ({kept / 1e6:.2f} M of them in this process)" if options.shard else ""
         print(f"{parameters / 1e6:.1f} M parameters{here}, {plan.steps} steps of {plan.batch} pictures, {plan.dtype}"
