@@ -5,6 +5,8 @@
     python train_tiny.py --resume               go on with a run that was interrupted
     torchrun --standalone --nproc-per-node 2 train_tiny.py
                                                 two processes: half as fast again (this is what make train does)
+    torchrun --standalone --nproc-per-node 2 train_tiny.py --shard
+                                                each process keeps half of the model: how larger ones are trained
     python train_tiny.py --course whole --minutes 180
                                                 everything the toy world asks, not only what ten minutes can teach
     python train_tiny.py --ablate latent        what an idea of the paper buys: with it and without, compared
@@ -24,7 +26,7 @@ import torch
 
 import minivl2
 from minivl2.processor import Processor
-from minivl2.training import ablations, evaluation, loop, report, team
+from minivl2.training import ablations, evaluation, loop, report, shard, team
 from minivl2.training.curriculum import COURSES
 from minivl2.training.tokenizer import sentences, train_tokenizer
 
@@ -34,6 +36,9 @@ def main() -> None:
     if options.recipe == "paper":
         options.course = "paper"
     team.join()
+    if options.shard and team.size() == 1:
+        raise SystemExit("--shard divides the model among several processes, and this is one: start it with torchrun, as\n"
+                         "  torchrun --standalone --nproc-per-node 2 train_tiny.py --shard")
     if options.ablate:
         compare(options)
     else:
@@ -45,13 +50,18 @@ def train(options: argparse.Namespace, run: Path, variant: str = "") -> dict:
     """Train, or go on training, the toy or a variant of it. Returns its scores (to the first of a team)."""
     plan = loop.read_plan(run) if options.resume else make_plan(options, run, variant)
     # A run that was stopped while it learned to see begins again: it is fixed by its plan.
-    trainer = loop.Trainer.resume(run) if options.resume and loop.checkpoints(run) else begin(plan)
+    trainer = (loop.Trainer.resume(run, options.shard) if options.resume and loop.checkpoints(run)
+               else begin(plan, options.shard))
     if team.rank() == 0:
-        parameters = sum(p.numel() for p in trainer.model.parameters())
-        print(f"{parameters / 1e6:.1f} M parameters, {plan.steps} steps of {plan.batch} pictures, {plan.dtype}"
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in minivl2.build(trainer.model.config).parameters())
+        kept = sum(shard.own(p).numel() for p in trainer.model.parameters())
+        here = f" ({kept / 1e6:.2f} M of them in this process)" if options.shard else ""
+        print(f"{parameters / 1e6:.1f} M parameters{here}, {plan.steps} steps of {plan.batch} pictures, {plan.dtype}"
               + (f", resumed at step {trainer.step}" if trainer.step else ""))
     loop.run_all(trainer, run)
-    return show(trainer, run, options) if team.rank() == 0 else {}
+    model = trainer.whole()
+    return show(model, trainer, run, options) if team.rank() == 0 else {}
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -81,7 +91,7 @@ def make_plan(options: argparse.Namespace, run: Path, variant: str) -> loop.Plan
             print(f"an earlier run is kept as {move_aside(run)}")
         if not options.steps:
             print("measuring how fast this machine is, a few seconds ...")
-    plan = loop.measured(plan, options.minutes, *untrained(plan))
+    plan = loop.measured(plan, options.minutes, *untrained(plan), options.shard)
     if team.rank() == 0:
         loop.write_plan(plan, run)
     return plan
@@ -94,19 +104,19 @@ def untrained(plan: loop.Plan) -> tuple[minivl2.DeepSeekVL2, Processor]:
     return minivl2.build(config), Processor(train_tokenizer(sentences(), config.language.vocab_size), seeing)
 
 
-def begin(plan: loop.Plan) -> loop.Trainer:
+def begin(plan: loop.Plan, divided: str) -> loop.Trainer:
     """A model that can see, and not yet speak."""
     model, processor = untrained(plan)
     plan.see(model, processor, plan.sight)
-    return loop.Trainer(model, processor, plan)
+    return loop.Trainer(model, processor, plan, divided)
 
 
-def show(trainer: loop.Trainer, run: Path, options: argparse.Namespace) -> dict:
+def show(model: minivl2.DeepSeekVL2, trainer: loop.Trainer, run: Path, options: argparse.Namespace) -> dict:
     """What was learned: files, scores, answers."""
     threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)      # the others have nothing to do
 
-    model, processor = trainer.model.eval(), trainer.processor
+    model, processor = model.eval(), trainer.processor
     minivl2.save(model, processor, run / "model")
     report.draw_curves(loop.read_metrics(run), run / "curves.png")
 
@@ -148,6 +158,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16, help="pictures per step (default 16)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the pictures (default 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="folder of the run (default runs/toy)")
+    parser.add_argument("--shard", choices=shard.WAYS, nargs="?", const="weights", default="",
+                        help="under torchrun, divide the model among the processes: rows of every matrix (weights, what "
+                             "--shard alone means), or these but each expert whole, with one owner (experts)")
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder from its last checkpoint")
     parser.add_argument("--per-ability", type=int, default=50, help="questions per ability at the end (default 50)")
     parser.add_argument("--evaluation-seed", type=int, default=1, help="of the pictures it is tested on (default 1)")

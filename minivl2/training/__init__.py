@@ -5,6 +5,7 @@
     curriculum    which pictures at which step, as batches
     optimizers    Muon for the matrices inside, AdamW for the rest, and the learning rate over time
     team          several processes that train one model
+    shard         and of which each keeps only a part of it
     loop          the steps themselves, saved so that they can be resumed
     evaluation    scores on pictures never trained on
     report        the curves, and a sheet of pictures with questions and answers

@@ -32,14 +32,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from tqdm import tqdm
 
 from minivl2.experts import Routing
 from minivl2.files import written_whole
 from minivl2.model import DeepSeekVL2
 from minivl2.processor import Processor
-from minivl2.training import contrast, optimizers, sight, team
+from minivl2.training import contrast, optimizers, shard, sight, team
 from minivl2.training.curriculum import COURSES, Lesson, Stage, lesson, stage_at
 from minivl2.weights import load, write_checkpoint
 
@@ -91,14 +90,22 @@ class Plan:
 
 
 class Trainer:
-    """Steps a model. `step` counts the steps taken."""
+    """Steps a model. `step` counts the steps taken.
 
-    def __init__(self, model: DeepSeekVL2, processor: Processor, plan: Plan):
+    `divided`, one of shard.WAYS, has each process keep a part of the model. It is no part of the plan: the losses are the
+    same, and so is what is saved, so a run may go on with any number of processes, divided or not.
+    """
+
+    def __init__(self, model: DeepSeekVL2, processor: Processor, plan: Plan, divided: str = ""):
         if plan.batch % team.size():
             raise TrainingError(f"{plan.batch} pictures cannot be shared evenly by {team.size()} processes")
         self.model, self.processor, self.plan = model.train(), processor, plan
         recipe = optimizers.paper if plan.course == "paper" else optimizers.fast
-        self.learner = optimizers.Learner(model, getattr(torch, plan.dtype), recipe(model))
+        dtype = getattr(torch, plan.dtype)
+        if divided:
+            shard.divide(model, dtype, divided)
+            dtype = torch.float32
+        self.learner = optimizers.Learner(model, dtype, recipe(model))
         self.step = 0
 
     def train_step(self, lesson: Lesson) -> dict[str, Any]:
@@ -132,37 +139,41 @@ class Trainer:
             if hasattr(gate, "bias"):
                 gate.step_bias(team.total(routing.load), step)
 
+    def whole(self) -> DeepSeekVL2:
+        """The model; if it is divided, gathered in the first process. All of the team must ask."""
+        return shard.collect_model(self.model) if shard.is_divided(self.model) else self.model
+
     def save(self, run: Path) -> None:
-        """A new checkpoint folder, by one rename; then the older ones go. A kill at any moment leaves a whole one."""
-        state = {
-            f"{i}.{j}.{key}": value
-            for i, optimizer in enumerate(self.learner.optimizers)
-            for j, values in optimizer.state_dict()["state"].items()
-            for key, value in values.items()
-        }
+        """A new checkpoint folder, by one rename; then the older ones go. A kill at any moment leaves a whole one.
+
+        All of a team must ask; the first process writes.
+        """
+        model, state = self.whole(), self.learner.state()
+        if shard.is_divided(self.model):
+            state = shard.collect(state)
         folder = run / f"step-{self.step:06}"
-        if folder.exists():
+        if team.rank() > 0 or folder.exists():
             return
         with written_whole(folder) as staged:
-            write_checkpoint(self.model, self.processor, staged)
+            write_checkpoint(model, self.processor, staged)
             save_file(state, staged / OPTIMIZER)
             (staged / PROGRESS).write_text(json.dumps({"step": self.step, "sha256": digests(staged)}))
         for older in checkpoints(run)[:-KEPT]:
             shutil.rmtree(older)
 
     @classmethod
-    def resume(cls, run: Path) -> Trainer:
+    def resume(cls, run: Path, divided: str = "") -> Trainer:
         """As it was when the newest checkpoint that can be read was written."""
         plan = read_plan(run)
         for folder in reversed(checkpoints(run)):
             try:
-                return cls._read(folder, plan)
+                return cls._read(folder, plan, divided)
             except (TrainingError, ValueError, OSError, KeyError, SafetensorError) as problem:
                 print(f"{folder} is damaged ({problem}); trying the one before it", file=sys.stderr)
         raise TrainingError(f"{run} holds no checkpoint to resume from")
 
     @classmethod
-    def _read(cls, folder: Path, plan: Plan) -> Trainer:
+    def _read(cls, folder: Path, plan: Plan, divided: str) -> Trainer:
         progress = json.loads((folder / PROGRESS).read_text())
         damaged = [name for name, digest in digests(folder).items() if digest != progress["sha256"].get(name)]
         if damaged:
@@ -172,16 +183,9 @@ class Trainer:
             # Mapped from the file, numbers begin at any address, and sums over them run in another order: the last
             # digits would differ from those of the run that was stopped.
             parameter.data = parameter.data.clone()
-        trainer = cls(model, processor, plan)
+        trainer = cls(model, processor, plan, divided)
         trainer.step = progress["step"]
-        saved = load_file(folder / OPTIMIZER)
-        for i, optimizer in enumerate(trainer.learner.optimizers):
-            state: dict[int, dict[str, Tensor]] = {}
-            for name, value in saved.items():
-                which, parameter, key = name.split(".")
-                if int(which) == i:
-                    state.setdefault(int(parameter), {})[key] = value
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        trainer.learner.load_state(load_file(folder / OPTIMIZER))
         return trainer
 
 
@@ -229,11 +233,14 @@ def mean_by_name(values: Iterable[float], names: Iterable[str]) -> dict[str, flo
 
 def run_all(trainer: Trainer, run: Path) -> None:
     """Train to the plan's end. The team's first process shows a progress bar, logs, and saves once a minute."""
+    trainer.save(run)
     if team.rank() > 0:
         for lesson in prepared(trainer):
             trainer.train_step(lesson)
+            if team.as_the_first_says(None):
+                trainer.save(run)
+        trainer.save(run)
         return
-    trainer.save(run)
     metrics = read_metrics(run, up_to=trainer.step)
     bar = tqdm(total=trainer.plan.steps, initial=trainer.step, desc="training", unit="step", smoothing=0.05)
     losses = tqdm(bar_format="{desc}", position=1)          # a second line: the loss of each ability
@@ -252,7 +259,7 @@ def run_all(trainer: Trainer, run: Path) -> None:
                 log.flush()
                 bar.set_postfix(loss=f"{measured['loss']:.2f}", load=f"{measured['load']:.1f}")
                 losses.set_description_str("  ".join(f"{name} {x:.2f}" for name, x in measured["abilities"].items()))
-            if time.monotonic() - saved_at > SAVE_EVERY:
+            if team.as_the_first_says(time.monotonic() - saved_at > SAVE_EVERY):
                 trainer.save(run)
                 saved_at = time.monotonic()
     trainer.save(run)
@@ -278,7 +285,7 @@ def read_metrics(run: Path, up_to: float = math.inf) -> list[dict]:
     return [line for line in lines if line["step"] <= up_to]
 
 
-def measured(plan: Plan, minutes: float, model: DeepSeekVL2, processor: Processor) -> Plan:
+def measured(plan: Plan, minutes: float, model: DeepSeekVL2, processor: Processor, divided: str = "") -> Plan:
     """The plan, completed: with the dtype that is faster on this machine, and as many steps as fit the minutes.
 
     What the plan already says (steps not 0, a dtype) stays. Measured on a copy of the model, with a few batches of
@@ -286,7 +293,7 @@ def measured(plan: Plan, minutes: float, model: DeepSeekVL2, processor: Processo
     """
     if plan.steps and plan.dtype:
         return plan
-    seconds = {dtype: _seconds_a_step(dataclasses.replace(plan, steps=1000, dtype=dtype), model, processor)
+    seconds = {dtype: _seconds_a_step(dataclasses.replace(plan, steps=1000, dtype=dtype), model, processor, divided)
                for dtype in ([plan.dtype] if plan.dtype else DTYPES)}
     dtype = min(seconds, key=seconds.get)
     steps = plan.steps or max(1, int((1 - SEEING) * minutes * 60 / seconds[dtype]))
@@ -299,9 +306,9 @@ def measured(plan: Plan, minutes: float, model: DeepSeekVL2, processor: Processo
     return team.as_the_first_says(dataclasses.replace(plan, dtype=dtype, steps=steps, sight=look))
 
 
-def _seconds_a_step(plan: Plan, model: DeepSeekVL2, processor: Processor, tries: int = 6) -> float:
+def _seconds_a_step(plan: Plan, model: DeepSeekVL2, processor: Processor, divided: str, tries: int = 6) -> float:
     """On average over the course, of each stage the first step not counted, which warms up."""
-    trainer, mean, began = Trainer(copy.deepcopy(model), processor, plan), 0.0, 0.0
+    trainer, mean, began = Trainer(copy.deepcopy(model), processor, plan, divided), 0.0, 0.0
     for stage in COURSES[plan.course]:
         trainer.step = int(began * plan.steps)
         lessons = prepared(trainer)

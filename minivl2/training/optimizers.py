@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from minivl2.training import team
+from minivl2.training import shard, team
 
 MUON_RATE, ADAMW_RATE = 3e-3, 2e-3
 WEIGHT_DECAY = 0.01
@@ -26,6 +26,8 @@ class Muon(torch.optim.Optimizer):
     """torch.optim.Muon (adjust_lr_fn="match_rms_adamw"), with three differences that matter here: matrices of one
     shape are orthogonalised together (a toy has many small ones); a convolution over patches is a matrix, too; and it
     computes in float32, since bfloat16 would turn the last digits of a gradient into the third digit of a step.
+
+    A matrix that is divided among processes (shard.py) is orthogonalised whole.
     """
 
     def __init__(self, params: Iterable, lr: float = MUON_RATE, momentum: float = 0.95, weight_decay: float = WEIGHT_DECAY):
@@ -37,13 +39,14 @@ class Muon(torch.optim.Optimizer):
             alike = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    alike[p.flatten(1).shape].append(p)
-            for (rows, columns), params in alike.items():
-                directions = torch.stack([self._direction(p, group["momentum"]) for p in params])
+                    alike[p.flatten(1).shape, shard.is_divided(p)].append(p)
+            for ((rows, columns), _), params in alike.items():
+                directions = shard.whole(torch.stack([self._direction(p, group["momentum"]) for p in params]))
                 # an orthogonal matrix's entries are small when it is large: this gives them AdamW's usual size
                 rate = group["lr"] * 0.2 * max(rows, columns) ** 0.5
                 for p, update in zip(params, orthogonal(directions), strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(rate * update.view_as(p))
+                    step = shard.part_of(rate * update.view(p.shape), p)
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(step)
 
     def _direction(self, p: Tensor, momentum: float) -> Tensor:
         """The gradient as a matrix, with Nesterov momentum."""
@@ -114,7 +117,8 @@ def rate(progress: float) -> float:
 class Learner:
     """What is learned, kept in float32; a copy of it to compute with, in the dtype that is faster; and optimisers.
 
-    An update is often smaller than bfloat16's steps: weights kept in bfloat16 would not move.
+    An update is often smaller than bfloat16's steps: weights kept in bfloat16 would not move. A module that is divided
+    among processes (shard.py) needs no copy, it gathers its weights in the dtype to compute in: for it, say float32.
     """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype, optimizers: list[torch.optim.Optimizer] | None = None):
@@ -132,7 +136,8 @@ class Learner:
     def step(self, rate: float) -> float:
         """After a backward pass through `working`: average the team's gradients, step. Returns the gradient's norm."""
         self._fetch_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        clip = shard.clip if shard.is_divided(self.module) else torch.nn.utils.clip_grad_norm_
+        norm = clip(self.module.parameters(), 1.0)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * rate
@@ -147,7 +152,8 @@ class Learner:
             if worked.requires_grad:        # an expert nobody visited has a gradient, too: zero
                 own.grad = torch.zeros_like(own) if grad is None else grad.to(own.dtype)
                 learning.append(own.grad)
-        team.average(learning)
+        if not shard.is_divided(self.module):       # there they come as averages
+            team.average(learning)
 
     @torch.no_grad()
     def hand_out(self) -> None:
@@ -155,3 +161,22 @@ class Learner:
         if self.working is not self.module:
             for own, worked in zip(self.module.state_dict().values(), self.working.state_dict().values(), strict=True):
                 worked.copy_(own)
+
+    def state(self) -> dict[str, Tensor]:
+        """The optimisers' memory, by the parameter's name and theirs: decoder.norm.weight.exp_avg."""
+        names = {parameter: name for name, parameter in self.module.named_parameters()}
+        return {f"{names[parameter]}.{key}": value for optimizer in self.optimizers
+                for parameter, values in optimizer.state.items() for key, value in values.items()}
+
+    def load_state(self, saved: dict[str, Tensor]) -> None:
+        """What `state` returned, whole; of a divided module the own part is taken."""
+        parameters = dict(self.module.named_parameters())
+        holders = {p: optimizer for optimizer in self.optimizers
+                   for group in optimizer.param_groups for p in group["params"]}
+        for name, value in saved.items():
+            of, key = name.rsplit(".", 1)
+            if of in parameters:
+                p = parameters[of]
+                holders[p].state[p][key] = shard.part_of(value, p).clone() if value.shape == p.shape else value
+            elif not (shard.is_divided(self.module) and ".experts." in of):     # those may be another process's
+                raise KeyError(f"{name}: the model has no parameter {of}")

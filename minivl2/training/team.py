@@ -5,7 +5,8 @@ Tests    tests/test_training.py
     torchrun --standalone --nproc-per-node 2 train_tiny.py
 
 Two processes of one thread each train half as fast again as one process of two threads: the toy's operations are too
-small to be worth dividing, its pictures are not. Started without torchrun, a process is a team of one.
+small to be worth dividing, its pictures are not. Started without torchrun, a process is a team of one. Each keeps the whole
+model; in shard.py, a part of it.
 """
 
 import os
