@@ -1,5 +1,6 @@
 """What the README says is true: its commands, its tree, its numbers."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -40,7 +41,7 @@ def test_every_minivl2_command_is_one_the_program_understands(command):
 def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     example = next(block for kind, block in BLOCKS if kind == "python")
     monkeypatch.chdir(ROOT)
-    example = example.replace("runs/toy/model", "tests/goldens/mla").replace("picture.png", "tests/goldens/mla/tall_0.png")
+    example = example.replace("weights/toy", "tests/goldens/mla").replace("picture.png", "tests/goldens/mla/tall_0.png")
     exec(example.replace('["tests', 'max_new_tokens=4, images=["tests'), {})    # ours, and short: the model is untrained
     assert capsys.readouterr().out
 
@@ -84,3 +85,20 @@ def test_every_module_names_its_test_file_and_it_exists():
         assert named, module.name
         for test in named:
             assert (ROOT / test).exists(), f"{module.name} names {test}"
+
+
+def test_the_toys_scores_are_those_of_its_evaluation():
+    scores = json.loads((ROOT / "weights/toy/scores.json").read_text())
+    told = (ROOT / "weights/README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([a-z ]+) \| (\d+) %", told, re.M))
+    assert {name: int(percent) for name, percent in rows.items()} == {
+        name: round(100 * right) for name, right in scores["scores"].items()}
+    assert f"mean IoU {scores['mean_iou']:.2f}, {scores['iou_50']:.0%}".replace("%", " %") in told
+    for name, words in (("count", "counts in {} of pictures"), ("read", "({} of texts"), ("table", "{} of\ntable cells")):
+        assert words.format(f"{scores['scores'][name]:.0%}".replace("%", " %")) in README
+
+
+def test_the_toy_is_whole_and_small(capsys):
+    """Exactly the tensors that its config.json implies, and 20 MB at most."""
+    assert cli.main(["verify", str(ROOT / "weights/toy")]) in (0, None)
+    assert sum(file.stat().st_size for file in (ROOT / "weights/toy").iterdir()) < 20e6
