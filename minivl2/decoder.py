@@ -23,7 +23,7 @@ class Layer(nn.Module):
         self.mlp = MixtureOfExperts(cfg) if cfg.is_moe(index) else MLP(cfg.hidden_size, cfg.intermediate_size)
 
     def forward(
-        self, x: Tensor, rotation: Rotation, seen: Tensor, cache: LayerCache | None
+        self, x: Tensor, rotation: Rotation, seen: Tensor | None, cache: LayerCache | None
     ) -> tuple[Tensor, Routing | None]:
         x = x + self.attn(self.attn_norm(x), rotation, seen, cache)
         out = self.mlp(self.mlp_norm(x))
@@ -51,7 +51,8 @@ class Decoder(nn.Module):
         all_real = real if cache is None else cache.append_real(real)
         check_length(all_real.shape[1], self.cfg.max_position_embeddings)
         turn = self.rotation(positions(all_real)[:, start:], x)
-        seen = visible(all_real, start)
+        # The usual word of an answer looks at everything so far. Saying so spares every layer a mask.
+        seen = None if x.shape[1] == 1 and bool(all_real.all()) else visible(all_real, start)
         routings = []
         for i, layer in enumerate(self.layers):
             x, routing = layer(x, turn, seen, None if cache is None else cache.layers[i])
