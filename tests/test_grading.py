@@ -90,7 +90,7 @@ def test_it_says_so_when_there_is_nothing_to_grade(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="minivl2 has nothing called 'experts.MPL'"):
         grade("experts.MPL", experts.MLP)
     assert "is not an exercise; these are: experts.MLP" in str(examine("experts.Gate.choose", step_bias("pass")))
-    assert "There are no exercises on minivl2's files" in str(examine("files.written_whole", step_bias("pass")))
+    assert "There are no exercises on minivl2's images" in str(examine("images.open_image", step_bias("pass")))
     monkeypatch.setattr(exercise, "TESTS", tmp_path / "tests")
     assert "They come with a clone of the repository" in str(examine("experts.Gate.step_bias", step_bias(RIGHT)))
 
