@@ -136,7 +136,6 @@ EXERCISES = (
                 "padding is read as if it were text: hand batch.attention_mask on, chunk by chunk."),
         Mistake("the answer is padding", {"torch.ones_like(ended)[:, None]": "torch.zeros_like(ended)[:, None]"},
                 "the new tokens are read as padding, so nobody will look at them: they are real, True."),
-        Mistake("ended rows become padding", {"torch.ones_like(ended)[:, None]": "~ended[:, None]"}),
         Mistake("all at once", {"split(prefill_chunk or T)": "split(T)"},
                 "prefill_chunk is not used: the prompt is read all at once."),
         Mistake("the last token told", {"choose(logits, answer)": "choose(logits, answer[:, -1:])"},
