@@ -146,8 +146,9 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10, help="how long to train, before the evaluation (default 10)")
     parser.add_argument("--steps", type=int, help="train so many steps instead, however long they take")
-    parser.add_argument("--course", choices=("short", "whole", "reading"), default="short",
-                        help="short: what ten minutes can teach (default); whole: everything, for hours; reading: text only")
+    parser.add_argument("--course", choices=("short", "whole", "things", "reading"), default="short",
+                        help="short: what ten minutes can teach (default); whole: everything, for hours; "
+                             "things: shapes and boxes only; reading: text only")
     parser.add_argument("--recipe", choices=("fast", "paper"), default="fast",
                         help="paper: SigLIP's loss, then the paper's three stages, with AdamW (default: the fastest found)")
     parser.add_argument("--ablate", choices=tuple(ablations.ABLATIONS),

@@ -28,7 +28,7 @@ ONE_TILE = (Config.named("toy").vision.image_size,) * 2
 class Ablation:
     question: str
     variants: Mapping[str, Mapping[str, Any]]       # what changes, by the variant's name; nothing: the toy as it is
-    course: str = "short"
+    course: str = "things"
 
 
 ABLATIONS = {

@@ -66,6 +66,10 @@ COURSES = {
         Stage(0.85, {**FEW, "charts": 1, "text": 1}, SMALL, rate=stepped, told=0.3, all_text=True, packed=512),
         Stage(1.00, {**FEW, "charts": 1, "text": 1}, SMALL, rate=lambda _: PAPER_FINE, packed=512, bias_step=0.0),
     ),
+    # one kind of picture for long enough: to find out what a part of the model is worth
+    "things": (
+        Stage(1.00, FEW, PLAIN, frozen=SEEING),
+    ),
     # one ability that needs the tiles
     "reading": (
         Stage(1.00, {"text": 1}, ((2, 1), (1, 2), (2, 2)), frozen=SEEING),
