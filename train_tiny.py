@@ -9,6 +9,8 @@
                                                 each process keeps half of the model: how larger ones are trained
     python train_tiny.py --course whole --minutes 180
                                                 everything the toy world asks, not only what ten minutes can teach
+    python train_tiny.py --start weights/toy --course more --minutes 60
+                                                train a toy further, on what is hardest to learn
     python train_tiny.py --ablate latent        what an idea of the paper buys: with it and without, compared
 
 You will see one progress bar, then a table of what it learned, each ability beside a blind guess, and a few answers.
@@ -85,7 +87,8 @@ def compare(options: argparse.Namespace) -> None:
 def make_plan(options: argparse.Namespace, run: Path, variant: str) -> loop.Plan:
     """A plan that fits the time, written into a new folder."""
     plan = loop.Plan(
-        options.steps or 0, options.seed, options.batch, options.dtype or "", options.sight, options.course, variant)
+        options.steps or 0, options.seed, options.batch, options.dtype or "", options.sight, options.course, variant,
+        str(options.start or ""))
     if team.rank() == 0:
         if run.exists():
             print(f"an earlier run is kept as {move_aside(run)}")
@@ -98,8 +101,10 @@ def make_plan(options: argparse.Namespace, run: Path, variant: str) -> loop.Plan
 
 
 def untrained(plan: loop.Plan) -> tuple[minivl2.DeepSeekVL2, Processor]:
-    """Random weights, and a tokenizer made for the toy world."""
+    """Random weights and a tokenizer made for the toy world, or the checkpoint that is to be trained further."""
     torch.manual_seed(plan.seed)
+    if plan.start:
+        return loop.load_owned(plan.start)
     config, seeing = ablations.configurations(plan.variant)
     return minivl2.build(config), Processor(train_tokenizer(sentences(), config.language.vocab_size), seeing)
 
@@ -107,7 +112,8 @@ def untrained(plan: loop.Plan) -> tuple[minivl2.DeepSeekVL2, Processor]:
 def begin(plan: loop.Plan, divided: str) -> loop.Trainer:
     """A model that can see, and not yet speak."""
     model, processor = untrained(plan)
-    plan.see(model, processor, plan.sight)
+    if plan.sight:
+        plan.see(model, processor, plan.sight)
     return loop.Trainer(model, processor, plan, divided)
 
 
@@ -146,15 +152,19 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10, help="how long to train, before the evaluation (default 10)")
     parser.add_argument("--steps", type=int, help="train so many steps instead, however long they take")
-    parser.add_argument("--course", choices=("short", "whole", "things", "reading"), default="short",
-                        help="short: what ten minutes can teach (default); whole: everything, for hours; "
-                             "things: shapes and boxes only; reading: text only")
+    parser.add_argument("--course", choices=("short", "whole", "more", "things", "reading"), default="short",
+                        help="short: what ten minutes can teach (default); whole: everything, for hours; more: everything, "
+                             "for a toy that knows things and cannot read well; things: shapes and boxes only; reading: "
+                             "text only")
     parser.add_argument("--recipe", choices=("fast", "paper"), default="fast",
                         help="paper: SigLIP's loss, then the paper's three stages, with AdamW (default: the fastest found)")
     parser.add_argument("--ablate", choices=tuple(ablations.ABLATIONS),
                         help="train the toy with and without one idea, so many minutes each, and compare")
+    parser.add_argument("--start", type=Path, metavar="DIR",
+                        help="train this checkpoint further instead of random weights (take another --seed than its run "
+                             "had, or it sees the same pictures again)")
     parser.add_argument("--sight", type=int, default=0, metavar="STEPS",
-                        help="steps of learning to see first (default: a quarter of the minutes)")
+                        help="steps of learning to see first (default: a quarter of the minutes; with --start, none)")
     parser.add_argument("--dtype", choices=loop.DTYPES, help="to compute in (default: the faster one here, measured)")
     parser.add_argument("--batch", type=int, default=16, help="pictures per step (default 16)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the pictures (default 0)")
@@ -165,7 +175,12 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder from its last checkpoint")
     parser.add_argument("--per-ability", type=int, default=50, help="questions per ability at the end (default 50)")
     parser.add_argument("--evaluation-seed", type=int, default=1, help="of the pictures it is tested on (default 1)")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.start and options.ablate:
+        parser.error("--ablate compares toys that learned everything in their own way, so it cannot --start from one")
+    if options.start and not (options.start / "config.json").exists():
+        parser.error(f"--start {options.start}: no checkpoint is there (config.json is missing)")
+    return options
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import minivl2
+import train_tiny
 from minivl2 import toyworld
 from minivl2.config import Config, ProjectorConfig, VisionConfig
 from minivl2.conversation import END
@@ -483,6 +484,27 @@ def test_the_script_trains_saves_scores_and_resumes(tmp_path):
     assert done.returncode == 0 and "resumed at step 3" in done.stdout
     again = load_file(run / "model" / "model.safetensors")
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_training_further_begins_with_the_weights_that_are_there(tmp_path, monkeypatch):
+    trainer = make()
+    minivl2.save(trainer.model, trainer.processor, tmp_path / "before")
+    monkeypatch.setattr(loop.Plan, "see", lambda *_: pytest.fail("it can see already"))
+    plan = loop.measured(loop.Plan(0, batch=2, start=str(tmp_path / "before")), 0.05, trainer.model, trainer.processor)
+    assert plan.steps > 0 and plan.sight == 0
+    further = train_tiny.begin(plan, "")
+    assert_same(weights(further), weights(trainer))
+    further.train_step(plan.lesson_at(0, further.processor))
+    assert_same(dict(minivl2.load(tmp_path / "before")[0].state_dict()), weights(trainer))      # the file is untouched
+
+
+def test_where_no_checkpoint_is_none_can_be_trained_further(tmp_path, monkeypatch, capsys):
+    for arguments, said in ((["--start", str(tmp_path)], "no checkpoint"),
+                            (["--start", "weights/toy", "--ablate", "latent"], "in their own way")):
+        monkeypatch.setattr(sys, "argv", ["train_tiny.py", *arguments])
+        with pytest.raises(SystemExit):
+            train_tiny.read_options()
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("moment", ["plan.json", "step-000000", "step-000002"])

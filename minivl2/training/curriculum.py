@@ -47,6 +47,7 @@ SMALL: tuple[Grid, ...] = ((1, 1), (2, 1), (1, 2))
 ALL = tuple(dict.fromkeys(grid for grids in toyworld.GRIDS.values() for grid in grids))
 FEW = {"scenes": 2, "grounding": 1}
 EVERYTHING = {"scenes": 2, "grounding": 2, "text": 2, "documents": 1, "tables": 1, "charts": 1, "pairs": 2}
+HARD = {"scenes": 1, "grounding": 2, "text": 3, "documents": 2, "tables": 3, "charts": 3, "pairs": 1}
 PAPER_FINE = 3.0 / 54                   # the third stage's rate beside that of the first two, for Tiny
 COURSES = {
     # what ten minutes are enough for
@@ -58,6 +59,11 @@ COURSES = {
     "whole": (
         Stage(0.25, FEW, PLAIN, frozen=SEEING),
         Stage(0.65, {**EVERYTHING, "pairs": 1}, (*SMALL, (2, 2)), frozen=SEEING),
+        Stage(1.00, EVERYTHING, ALL),
+    ),
+    # for a toy that has been through "whole": most of what it finds hardest, then everything
+    "more": (
+        Stage(0.70, HARD, ALL),
         Stage(1.00, EVERYTHING, ALL),
     ),
     # tables 1 and 2 of the paper, in proportion: align the eye with words, learn everything, learn to answer

@@ -66,6 +66,7 @@ class Plan:
     sight: int = 0              # steps of learning to see, before these
     course: str = "short"       # which pictures when, by its name in curriculum.COURSES
     variant: str = ""           # of the toy, by its name in ablations.py
+    start: str = ""             # the checkpoint that is trained further; none: random weights
 
     def see(self, model: DeepSeekVL2, processor: Processor, steps: int, show: bool = True) -> None:
         """Teach the model to see, before the steps."""
@@ -178,15 +179,22 @@ class Trainer:
         damaged = [name for name, digest in digests(folder).items() if digest != progress["sha256"].get(name)]
         if damaged:
             raise TrainingError(f"not what was written: {', '.join(damaged)}")
-        model, processor = load(folder)
-        for parameter in model.parameters():
-            # Mapped from the file, numbers begin at any address, and sums over them run in another order: the last
-            # digits would differ from those of the run that was stopped.
-            parameter.data = parameter.data.clone()
-        trainer = cls(model, processor, plan, divided)
+        trainer = cls(*load_owned(folder), plan, divided)
         trainer.step = progress["step"]
         trainer.learner.load_state(load_file(folder / OPTIMIZER))
         return trainer
+
+
+def load_owned(folder: Path | str) -> tuple[DeepSeekVL2, Processor]:
+    """A checkpoint, to be trained.
+
+    Mapped from the file, numbers begin at any address, and sums over them run in another order: the last digits would
+    differ from those of a run that was never stopped. So they are copied.
+    """
+    model, processor = load(folder)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model, processor
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -289,20 +297,22 @@ def measured(plan: Plan, minutes: float, model: DeepSeekVL2, processor: Processo
     """The plan, completed: with the dtype that is faster on this machine, and as many steps as fit the minutes.
 
     What the plan already says (steps not 0, a dtype) stays. Measured on a copy of the model, with a few batches of
-    every stage; the plan depends on the clock only here.
+    every stage; the plan depends on the clock only here. A model that is trained further can see already: all of the
+    time is for the steps.
     """
     if plan.steps and plan.dtype:
         return plan
+    seeing = 0 if plan.start else SEEING
     seconds = {dtype: _seconds_a_step(dataclasses.replace(plan, steps=1000, dtype=dtype), model, processor, divided)
                for dtype in ([plan.dtype] if plan.dtype else DTYPES)}
     dtype = min(seconds, key=seconds.get)
-    steps = plan.steps or max(1, int((1 - SEEING) * minutes * 60 / seconds[dtype]))
+    steps = plan.steps or max(1, int((1 - seeing) * minutes * 60 / seconds[dtype]))
     look = plan.sight
-    if not look:
+    if not look and seeing:
         for tries in (2, 8):        # the first warm up
             start = time.perf_counter()
             dataclasses.replace(plan, dtype=dtype).see(copy.deepcopy(model), processor, tries, show=False)
-        look = max(1, int(SEEING * minutes * 60 * tries / (time.perf_counter() - start)))
+        look = max(1, int(seeing * minutes * 60 * tries / (time.perf_counter() - start)))
     return team.as_the_first_says(dataclasses.replace(plan, dtype=dtype, steps=steps, sight=look))
 
 
