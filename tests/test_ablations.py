@@ -1,6 +1,7 @@
 """Tests of minivl2/training/ablations.py: every variant can be built and trained, and differs in what its name says."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -66,10 +67,22 @@ def test_a_change_reaches_parts_and_leaves_the_rest():
 def test_a_comparison_is_a_picture_and_a_table(tmp_path):
     result = {"scores": {"read": 0.5, "line": 0.25}, "guess": {"read": 0.0, "line": 0.0}, "n": {}}
     worse = {**result, "scores": {"read": 0.125, "line": 0.0}}
-    lines = [{"step": 10 * i, "loss": 3 - i / 10, "load": 1.5} for i in range(1, 20)]
+    lines = [{"step": 10 * i, "loss": 3 - i / 10, "load": 1.5, "experts": [[1.5, 0.5]], "abilities": {"read": 3 - i / 10}}
+             for i in range(1, 20)]
     names = list(ablations.ABLATIONS["latent"].variants)
     text = ablations.report("latent", dict(zip(names, (result, worse), strict=True)), dict.fromkeys(names, lines),
                             tmp_path / "comparison.png")
     assert (tmp_path / "comparison.png").stat().st_size > 10_000
+    kept = json.loads((tmp_path / "comparison.json").read_text())["variants"]["latent attention"]
+    assert kept["scores"] == result["scores"] and kept["metrics"] == lines
     assert "50%" in text and "12%" in text
     assert "80 cached numbers a token and layer" in text and "256 cached" in text     # 64 + 16, and 2 * 4 heads * 32
+
+
+def test_metrics_are_averaged_into_few_lines():
+    lines = [{"step": 10 * i, "loss": float(i), "load": 1.0, "experts": [[float(i), 0.0]], "abilities": abilities}
+             for i, abilities in enumerate([{"read": 2.0}, {"read": 4.0, "line": 1.0}, {"line": 5.0}], 1)]
+    first, second = ablations.averages(lines, 2)
+    assert first == {"step": 20, "loss": 1.5, "load": 1.0, "experts": [[1.5, 0.0]], "abilities": {"line": 1.0, "read": 3.0}}
+    assert second == lines[2]
+    assert ablations.averages(lines, 50) == lines

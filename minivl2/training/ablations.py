@@ -11,14 +11,19 @@ and the same number of steps.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+import torch
 
 from minivl2 import cost
 from minivl2.config import Config
 from minivl2.processor import ProcessorConfig
+from minivl2.training.loop import mean_by_name
 from minivl2.training.report import draw_comparison
 
 ONE_TILE = (Config.named("toy").vision.image_size,) * 2
@@ -86,9 +91,34 @@ def facts(variant: str) -> str:
             f"{cost.cache_numbers(config.language)} cached numbers a token and layer")
 
 
+def summary(name: str, results: Mapping[str, dict], metrics: Mapping[str, list[dict]], lines: int = 50) -> dict:
+    """What lessons/ablations/ keeps of a comparison: of the metrics, averages over a fiftieth of the steps each."""
+    return {"question": ABLATIONS[name].question, "variants": {
+        variant: {"facts": facts(f"{name}: {variant}"), **results[variant], "metrics": averages(metrics[variant], lines)}
+        for variant in results}}
+
+
+def averages(metrics: list[dict], lines: int) -> list[dict]:
+    """At most so many lines of metrics, each the mean of those it stands for, under the last one's step."""
+    width = -(-len(metrics) // lines)
+    return [mean(metrics[i : i + width]) for i in range(0, len(metrics), width)]
+
+
+def mean(together: list[dict]) -> dict:
+    losses = [pair for line in together for pair in line["abilities"].items()]
+    experts = torch.tensor([line["experts"] for line in together]).mean(dim=0)
+    return {
+        "step": together[-1]["step"], "loss": round(fmean(line["loss"] for line in together), 4),
+        "load": round(fmean(line["load"] for line in together), 3),
+        "experts": [[round(x, 3) for x in layer] for layer in experts.tolist()],
+        "abilities": mean_by_name([x for _, x in losses], [ability for ability, _ in losses]),
+    }
+
+
 def report(name: str, results: Mapping[str, dict], metrics: Mapping[str, list[dict]], path: Path) -> str:
-    """The comparison as a picture at `path`, and in words."""
+    """The comparison as a picture at `path`, as numbers beside it (*.json), and in words."""
     draw_comparison(f"{name}: {ABLATIONS[name].question}", results, metrics, path)
+    path.with_suffix(".json").write_text(json.dumps(summary(name, results, metrics)) + "\n")
     abilities = list(next(iter(results.values()))["scores"])
     widest = max(map(len, results))
     lines = [" " * 18 + "".join(f"{variant:>{widest + 2}}" for variant in results)]
