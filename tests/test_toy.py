@@ -69,8 +69,8 @@ def their_language_model(cfg, w):
     decoder = their_decoder(cfg).eval()
     named = {name: tensor for name, tensor in w.items() if ".experts." not in name}
     for layer in filter(cfg.is_moe, range(cfg.num_hidden_layers)):
-        def all_of(matrix, layer=layer):
-            return torch.stack([w[f"layers.{layer}.mlp.experts.{e}.{matrix}_proj.weight"] for e in range(cfg.n_routed_experts)])
+        def all_of(matrix, experts=f"layers.{layer}.mlp.experts"):
+            return torch.stack([w[f"{experts}.{e}.{matrix}_proj.weight"] for e in range(cfg.n_routed_experts)])
         named[f"layers.{layer}.mlp.experts.gate_up_proj"] = torch.cat((all_of("gate"), all_of("up")), dim=1)
         named[f"layers.{layer}.mlp.experts.down_proj"] = all_of("down")
     decoder.load_state_dict(named, strict=True)
@@ -130,16 +130,16 @@ BY_HAND = (
         "describe the picture.": "small red circle, big blue square"}),
     (drawn((54, 50), (140, 130, 125), ("triangle", "gold", 15, 34, 8), ("diamond", "white", 40, 14, 6)), {
         "how many things are there?": "2", "colour of the triangle?": "yellow", "shape of the white thing?": "diamond",
-        "do you see a white diamond?": "yes", "do you see a black diamond?": "no", "which thing is biggest?": "yellow triangle",
-        "size of the diamond?": "small"}),
+        "do you see a white diamond?": "yes", "do you see a black diamond?": "no",
+        "which thing is biggest?": "yellow triangle", "size of the diamond?": "small"}),
     (drawn((50, 56), (110, 120, 130), ("cross", "black", 25, 28, 9)), {
         "how many things do you see?": "1", "what shape is the black thing?": "cross", "colour of the cross?": "black",
         "do you see a purple cross?": "no", "describe the picture.": "big black cross"}),
     (drawn((56, 54), (125, 125, 125), ("square", "darkorange", 12, 12, 6), ("circle", "forestgreen", 40, 13, 8),
            ("triangle", "darkorchid", 28, 41, 8)), {
         "count the things.": "3", "colour of the square?": "orange", "shape of the green thing?": "circle",
-        "the triangle has which colour?": "purple", "do you see an orange square?": "yes", "do you see a red triangle?": "no",
-        "size of the square?": "small"}),
+        "the triangle has which colour?": "purple", "do you see an orange square?": "yes",
+        "do you see a red triangle?": "no", "size of the square?": "small"}),
 )
 
 
