@@ -80,8 +80,8 @@ def compare(options: argparse.Namespace) -> None:
         options.steps, options.sight, options.dtype = plan.steps, plan.sight, plan.dtype      # as the first
         metrics[name] = loop.read_metrics(run)
     if team.rank() == 0:
-        print("\n" + ablations.report(options.ablate, results, metrics, house / "comparison.png"))
-        print(f"Look at {house}/comparison.png")
+        print("\n" + ablations.report(options.ablate, plan, results, metrics, house / "comparison.png"))
+        print(f"Look at {house}/comparison.png (the numbers: comparison.json)")
 
 
 def make_plan(options: argparse.Namespace, run: Path, variant: str) -> loop.Plan:

@@ -70,10 +70,12 @@ def test_a_comparison_is_a_picture_and_a_table(tmp_path):
     lines = [{"step": 10 * i, "loss": 3 - i / 10, "load": 1.5, "experts": [[1.5, 0.5]], "abilities": {"read": 3 - i / 10}}
              for i in range(1, 20)]
     names = list(ablations.ABLATIONS["latent"].variants)
-    text = ablations.report("latent", dict(zip(names, (result, worse), strict=True)), dict.fromkeys(names, lines),
-                            tmp_path / "comparison.png")
+    results, metrics = dict(zip(names, (result, worse), strict=True)), dict.fromkeys(names, lines)
+    text = ablations.report("latent", loop.Plan(190, course="things"), results, metrics, tmp_path / "comparison.png")
     assert (tmp_path / "comparison.png").stat().st_size > 10_000
-    kept = json.loads((tmp_path / "comparison.json").read_text())["variants"]["latent attention"]
+    written = json.loads((tmp_path / "comparison.json").read_text())
+    assert written["steps"] == 190 and written["course"] == "things"
+    kept = written["variants"]["latent attention"]
     assert kept["scores"] == result["scores"] and kept["metrics"] == lines
     assert "50%" in text and "12%" in text
     assert "80 cached numbers a token and layer" in text and "256 cached" in text     # 64 + 16, and 2 * 4 heads * 32

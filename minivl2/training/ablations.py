@@ -2,7 +2,8 @@
 
     python train_tiny.py --ablate latent
 
-Tests    tests/test_ablations.py            Findings    lessons/ablations.md
+Lesson   lessons/12_what_each_idea_buys.ipynb      Findings    lessons/ablations.md
+Tests    tests/test_ablations.py
 
 Every idea is a change of the toy's configuration. The variants of one comparison get the same seed, the same pictures
 and the same number of steps.
@@ -23,7 +24,7 @@ import torch
 from minivl2 import cost
 from minivl2.config import Config
 from minivl2.processor import ProcessorConfig
-from minivl2.training.loop import mean_by_name
+from minivl2.training.loop import Plan, mean_by_name
 from minivl2.training.report import draw_comparison
 
 ONE_TILE = (Config.named("toy").vision.image_size,) * 2
@@ -91,9 +92,12 @@ def facts(variant: str) -> str:
             f"{cost.cache_numbers(config.language)} cached numbers a token and layer")
 
 
-def summary(name: str, results: Mapping[str, dict], metrics: Mapping[str, list[dict]], lines: int = 50) -> dict:
+def summary(
+    name: str, plan: Plan, results: Mapping[str, dict], metrics: Mapping[str, list[dict]], lines: int = 50
+) -> dict:
     """What lessons/ablations/ keeps of a comparison: of the metrics, averages over a fiftieth of the steps each."""
-    return {"question": ABLATIONS[name].question, "variants": {
+    how = {"course": plan.course, "steps": plan.steps, "sight": plan.sight, "batch": plan.batch, "seed": plan.seed}
+    return {"question": ABLATIONS[name].question, **how, "variants": {
         variant: {"facts": facts(f"{name}: {variant}"), **results[variant], "metrics": averages(metrics[variant], lines)}
         for variant in results}}
 
@@ -115,10 +119,12 @@ def mean(together: list[dict]) -> dict:
     }
 
 
-def report(name: str, results: Mapping[str, dict], metrics: Mapping[str, list[dict]], path: Path) -> str:
-    """The comparison as a picture at `path`, as numbers beside it (*.json), and in words."""
+def report(
+    name: str, plan: Plan, results: Mapping[str, dict], metrics: Mapping[str, list[dict]], path: Path
+) -> str:
+    """The comparison of variants that were all trained by this plan: a picture at `path`, numbers beside it, words."""
     draw_comparison(f"{name}: {ABLATIONS[name].question}", results, metrics, path)
-    path.with_suffix(".json").write_text(json.dumps(summary(name, results, metrics)) + "\n")
+    path.with_suffix(".json").write_text(json.dumps(summary(name, plan, results, metrics)) + "\n")
     abilities = list(next(iter(results.values()))["scores"])
     widest = max(map(len, results))
     lines = [" " * 18 + "".join(f"{variant:>{widest + 2}}" for variant in results)]
