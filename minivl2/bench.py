@@ -3,46 +3,40 @@
 Tests    tests/test_bench.py                 Letters    the legend in minivl2/config.py
 
 Figures are taken in turns, several times, each between two measurements of what limits it (roofline.py); the median counts,
-the range is shown. What has no weights yet gets random ones: a matrix takes as long whatever stands in it.
+the range is shown. What has no weights yet gets random ones (stand_in.py); loading and memory are measured in a process of
+their own (afresh.py).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import platform
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from minivl2 import cost, peer
+from minivl2.afresh import PICTURE, WORDS, read_rate, start_afresh, whole_answer
 from minivl2.batch import Batch
 from minivl2.cache import Cache
-from minivl2.config import SIZES, Config
 from minivl2.conversation import about
 from minivl2.experts import MixtureOfExperts
-from minivl2.files import written_whole
 from minivl2.generation import generate, read
-from minivl2.model import DeepSeekVL2, NothingDrawn, build
-from minivl2.processor import Processor, ProcessorConfig
-from minivl2.quantize import Packed16
+from minivl2.model import DeepSeekVL2
+from minivl2.processor import Processor
+from minivl2.quantize import stored
 from minivl2.roofline import Figure, Machine, cache_bytes, prompt_flops, seconds, vision_flops, word_flops
-from minivl2.training.tokenizer import sentences, train_tokenizer
-from minivl2.weights import load, write_checkpoint
+from minivl2.stand_in import checkpoint
+from minivl2.weights import load
 
 PROMPT = 1024           # tokens
 TILES = 3               # looked at together
 CONTEXTS = (256, 1024, 4096)
 GRIDS = ((1, 1), (2, 2), (3, 3))
 TOGETHER = 4            # questions answered side by side
-PICTURE, WORDS = (640, 480), 64     # the question of which the whole time is taken: 5 tiles and 1,023 visual tokens
 
 
 # ------------------------------------------------------------------------------------ the figures
@@ -88,12 +82,6 @@ def figures_of(model: DeepSeekVL2, words: int) -> list[Figure]:
     ]
 
 
-def stored(module: nn.Module) -> int:
-    """Bytes a module's weights take as they are kept."""
-    hidden = sum(2 * m.rows * m.columns for m in module.modules() if isinstance(m, Packed16))   # oneDNN's own kind of tensor
-    return hidden + sum(t.nbytes for t in module.state_dict().values())
-
-
 def word_bytes(model: DeepSeekVL2, context: int, rows: int = 1) -> float:
     """To write one word in each of so many rows: every weight they meet, as it is kept, and all that is remembered. Rows
     that chance sends to the same expert share it."""
@@ -137,73 +125,6 @@ def first_word(model: DeepSeekVL2, processor: Processor, grid: tuple[int, int]) 
     tile = model.config.vision.image_size
     picture = Image.effect_noise((tile * grid[0], tile * grid[1]), 60).convert("RGB")
     return seconds(lambda: generate(model, processor(about("what is this?", 1), [picture]), 1))
-
-
-def whole_answer(model: DeepSeekVL2, processor: Processor) -> float:
-    picture = Image.effect_noise(PICTURE, 60).convert("RGB")
-    model.config, config = endless(model.config), model.config
-    try:
-        return seconds(lambda: generate(model, processor(about("what is this?", 1), [picture]), WORDS))
-    finally:
-        model.config = config
-
-
-def endless(config: Config) -> Config:
-    """No token ends an answer: random weights might say anything."""
-    return dataclasses.replace(config, language=dataclasses.replace(config.language, eos_token_id=-1))
-
-
-# ------------------------------------------------------------------------------------ in a process of its own
-
-
-def start_afresh(folder: Path, dtype: str, quantize: str | None, pack: bool, threads: int) -> dict[str, float]:
-    """Load, say one word about nothing, answer about a picture: the seconds and the memory, in a process that did nothing
-    else. `python -m minivl2.bench` is that process."""
-    command = [sys.executable, "-m", "minivl2.bench", str(folder), dtype, quantize or "", "pack" * pack, str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f"loading {folder} in a process of its own failed: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-@torch.no_grad()
-def afresh(folder: str, dtype: str, quantize: str, pack: str, threads: str) -> dict[str, float]:
-    torch.set_num_threads(int(threads))
-    found: dict[str, float] = {}
-    start, empty = time.perf_counter(), peak_memory()
-    model, processor = load(folder, getattr(torch, dtype), quantize=quantize or None, pack=bool(pack))
-    found["load"] = time.perf_counter() - start
-    touched: list[int] = []
-    hooks = [layer.mlp.gate.register_forward_hook(lambda _, __, routing: touched.append(int((routing.load > 0).sum())))
-             for layer in model.decoder.layers if isinstance(layer.mlp, MixtureOfExperts)]
-    found["first_word"] = seconds(lambda: generate(model, processor(about("what?", 0)), 1))
-    for hook in hooks:
-        hook.remove()
-    routed = sum(stored(layer.mlp.experts) for layer in model.decoder.layers if isinstance(layer.mlp, MixtureOfExperts))
-    share = sum(touched) / max(1, len(touched) * (model.config.language.n_routed_experts or 1))
-    found["touched_bytes"] = stored(model.decoder) - stored(model.decoder.embed) - routed * (1 - share)
-    whole_answer(model, processor)
-    found["peak_bytes"], found["empty_bytes"], found["weights_bytes"] = peak_memory(), empty, stored(model)
-    return found
-
-
-def peak_memory() -> int:
-    """Bytes this process has ever held at once, the mapped pages it touched among them."""
-    if sys.platform == "linux":
-        with open("/proc/self/status", encoding="ascii") as status:
-            return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-    import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def read_rate(folder: Path) -> float:
-    """Bytes a second of reading the files once, from the system's own memory if they are there."""
-    room, total, start = bytearray(2**22), 0, time.perf_counter()
-    for file in sorted(folder.glob("*.safetensors")):
-        with open(file, "rb", buffering=0) as handle:
-            while total < 2**31 and (n := handle.readinto(room)):
-                total += n
-    return total / (time.perf_counter() - start)
 
 
 # ------------------------------------------------------------------------------------ all together
@@ -262,39 +183,6 @@ def run(target: str, dtype: str = "bfloat16", quantize: str | None = None, pack:
     }
 
 
-def checkpoint(target: str, dtype: str, layers: int | None, say: Callable[[str], None]) -> tuple[Path, Config]:
-    """The folder to load. For a name: random weights in the published layout, written once and kept."""
-    if target not in SIZES:
-        if layers is not None:
-            raise ValueError("--layers is for the named sizes, whose weights are random; a checkpoint has those it has")
-        return Path(target), Config.from_file(target)
-    config = Config.named(target)
-    if layers is not None:
-        config = dataclasses.replace(config, language=dataclasses.replace(config.language, num_hidden_layers=layers))
-    folder = Path("weights") / f"random-{target}-{dtype}{f'-{layers}-layers' * (layers is not None)}"
-    if not (folder / "config.json").exists():
-        size = sum(p.total for p in cost.parts(config)) * getattr(torch, dtype).itemsize
-        say(f"writing {cost.human(size)} of random weights to {folder}, once")
-        write_random(config, folder, getattr(torch, dtype))
-    return folder, config
-
-
-def write_random(config: Config, folder: Path, dtype: torch.dtype) -> None:
-    """Random weights in the published layout, a file at a time: the whole model is never in memory."""
-    with torch.device("meta"), NothingDrawn():
-        model = build(config).to(dtype)
-    pool = torch.randn(2**24).to(dtype)         # drawn once: a real draw of 27 billion numbers takes minutes
-
-    def draw(empty: Tensor) -> Tensor:
-        start = int(torch.randint(len(pool) // 2, ()))
-        numbers = pool[start:].repeat(-(-empty.numel() // (len(pool) - start)))[:empty.numel()].view(empty.shape)
-        return numbers * empty[0].numel() ** -0.5 if empty.ndim > 1 else 1 + 0.1 * numbers
-
-    tokenizer = train_tokenizer(sentences(), 640)       # the toy's: its tokens are few, and fit any vocabulary
-    with written_whole(folder) as staged:
-        write_checkpoint(model, Processor(tokenizer, ProcessorConfig.of(config)), staged, draw, 10**9)
-
-
 def processor_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -320,6 +208,3 @@ def table(found: dict) -> str:
     lines.append(f"\n{'remembered per token and layer':<36}{kept:>12,.0f}  numbers")
     return "\n".join(lines)
 
-
-if __name__ == "__main__":
-    print(json.dumps(afresh(*sys.argv[1:])))

@@ -149,7 +149,7 @@ def evaluate(options: argparse.Namespace) -> int:
     answered = evaluation.answer_all(model, processor, asked)
     result = evaluation.scores(answered)
     print(f"{evaluation.table(result)}\n\n{evaluation.table_by_grid(answered)}")
-    if model.bits:
+    if options.quantize or options.pack:
         plain, _ = load(folder, getattr(torch, options.dtype))
         answers = [processor([*about(question.text, len(sample.images)), {"role": "assistant", "content": question.answer}],
                              sample.images, training=True) for sample, question in asked]

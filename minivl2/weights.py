@@ -7,7 +7,7 @@ Tests    tests/test_weights.py, tests/test_goldens.py
 
 safetensors files hold numbers and nothing that could be executed. They are memory-mapped: a tensor already in the
 wanted dtype is not read at all until the model touches it, and never exists twice. What is packed while loading (see
-quantize.py) is read matrix by matrix instead, and forgotten: only packed does the whole model ever exist.
+packed.py) is read matrix by matrix instead, and forgotten: only packed does the whole model ever exist.
 
 A quantised model is saved with the same names, but for `weight`, which is `weight_int8` or `weight_int4` and `scale`, and
 but for the two first matrices of an expert, which are one, `gate_up`; its config.json says so under `quantization`.
@@ -32,6 +32,7 @@ from minivl2.config import Config
 from minivl2.files import written_whole
 from minivl2.model import DeepSeekVL2, NothingDrawn, build
 from minivl2.names import UNUSED, mismatches, published_name, published_names, unused_names
+from minivl2.packed import GROUP, aligned, in_order, layout, out_of_order
 from minivl2.processor import Processor, ProcessorConfig
 
 SHARD_BYTES = 5_000_000_000
@@ -83,7 +84,7 @@ def load(
     bar = tqdm(tensors, total=len(shapes), desc=f"loading {folder.name}", delay=2, mininterval=0.5, leave=False)
     for name, tensor in bar:
         if saved and name.rpartition(".")[2] in QUANTISED:
-            state[ours[name]] = quantization.aligned(_reordered(tensor, saved) if name.endswith("int4") else tensor)
+            state[ours[name]] = aligned(_reordered(tensor, saved) if name.endswith("int4") else tensor)
         elif not tensor.is_floating_point():
             raise CheckpointError(f"{folder}: {name} holds {tensor.dtype}; weights are floating-point numbers")
         elif name in unmapped:
@@ -112,17 +113,17 @@ def _empty(config: Config, bits: int | None) -> tuple[DeepSeekVL2, dict[str, tup
 def _saved_quantised(folder: Path) -> dict:
     """What config.json says of how the weights were quantised before they were saved; {}: they were not."""
     saved = _read_json(folder / "config.json").get("quantization") or {}
-    if saved and (saved.get("bits") not in (4, 8) or saved.get("group", quantization.GROUP) != quantization.GROUP):
+    if saved and (saved.get("bits") not in (4, 8) or saved.get("group", GROUP) != GROUP):
         raise CheckpointError(f"{folder} is quantised in a way that minivl2 does not know: {saved}")
     return saved
 
 
 def _reordered(packed: Tensor, saved: dict) -> Tensor:
     """Numbers of 4 bits lie in the order of the processor they were saved on; here another may be wanted."""
-    theirs, wanted = tuple(saved["layout"]), quantization.layout()
+    theirs, wanted = tuple(saved["layout"]), layout()
     if theirs == wanted:
         return packed
-    return quantization.in_order(quantization.out_of_order(packed, theirs).T.to(torch.uint8), wanted)
+    return in_order(out_of_order(packed, theirs).T.to(torch.uint8), wanted)
 
 
 def save(model: DeepSeekVL2, processor: Processor, path: str | Path) -> None:

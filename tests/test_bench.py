@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import types
 
 import pytest
 import small
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from minivl2 import Config, bench, cli, cost, peer, roofline
+from minivl2 import Config, afresh, bench, cli, cost, peer, roofline, stand_in
 from minivl2.cache import Cache
 from minivl2.model import DeepSeekVL2
 from minivl2.weights import load, verify
@@ -18,7 +19,7 @@ GOLDEN = "tests/goldens/mla"
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(bench, "WORDS", 2)
+    monkeypatch.setattr(afresh, "WORDS", 2)
     monkeypatch.setattr(bench, "GRIDS", ((1, 1), (2, 1)))
     monkeypatch.setattr(bench, "CONTEXTS", (32, 64))
     monkeypatch.setattr(bench, "PROMPT", 48)
@@ -109,12 +110,12 @@ def test_a_memory_of_tokens_never_read_is_as_long_as_one_of_tokens_read():
 def test_random_weights_are_written_once_in_the_published_layout(layers, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = []
-    folder, config = bench.checkpoint("toy", "bfloat16", layers, said.append)
-    assert verify(folder) == [] and "random weights" in said[0]
+    folder, config = stand_in.checkpoint("toy", "bfloat16", layers, said.append)
+    assert verify(folder) == [] and "random weights" in said[0] and str(tmp_path / folder) in said[0]
     assert config.language.num_hidden_layers == (layers or Config.named("toy").language.num_hidden_layers)
     model, _ = load(folder, torch.bfloat16)
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    assert bench.checkpoint("toy", "bfloat16", layers, said.append)[0] == folder and len(said) == 1
+    assert stand_in.checkpoint("toy", "bfloat16", layers, said.append)[0] == folder and len(said) == 1
     assert all(torch.equal(t, before[name]) for name, t in load(folder, torch.bfloat16)[0].state_dict().items())
 
 
@@ -147,6 +148,19 @@ def test_a_peer_that_does_not_fit_is_left_out(monkeypatch):
     assert "more than is free: left out" in said[0]
 
 
-def test_layers_are_for_random_weights(capsys):
-    assert cli.main(["bench", GOLDEN, "--layers", "2"]) == 1
-    assert "--layers is for the named sizes" in capsys.readouterr().err
+def test_random_weights_do_not_fill_the_disk(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stand_in.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=54_000_000_000))
+    assert cli.main(["bench", "base"]) == 1
+    said = capsys.readouterr().err
+    assert "need 54.96 GB, and the disk here has 54.00 GB free. With --layers 4" in said and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments, said", [
+    ([GOLDEN, "--layers", "2"], "--layers is for the named sizes"),
+    (["huge"], "there is no folder huge, and no size of that name: the sizes are toy, tiny, small, base"),
+    (["tests"], "a checkpoint folder holds a config.json"),
+])
+def test_what_cannot_be_measured_is_said(arguments, said, capsys):
+    assert cli.main(["bench", *arguments]) == 1
+    assert said in capsys.readouterr().err

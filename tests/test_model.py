@@ -237,7 +237,7 @@ def test_a_model_to_be_filled_is_built_without_drawing_or_getting_ready_to():
         shapes = {name: t.shape for name, t in model.state_dict().items()}
         assert shapes == {name: t.shape for name, t in build("toy").state_dict().items()}
     """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=600)
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 @torch.no_grad()
