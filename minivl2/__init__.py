@@ -7,8 +7,9 @@ Read the files in the order in which data flows:
     rope  cache  attention  experts  decoder  model             tokens become the next token's probabilities
     generation  grounding                                       answers, and boxes in them
     places  record  figures  panels  xray  play                 what happens inside an answer, to be looked at
-    names  weights  quantize  files  compare  cost  cli         published checkpoints, and what they cost
-    roofline  bench  peer                                       how fast, beside how fast it could be
+    names  weights  files  compare  cost  cli                   published checkpoints, and what they cost
+    packed  quantize                                            the same in fewer bits
+    roofline  bench  afresh  stand_in  peer                     how fast, beside how fast it could be
     toyworld  training                                          a world to learn from, and the learning
     grading                                                     your code in the place of ours, under our tests
 """

@@ -123,7 +123,7 @@ class MixtureOfExperts(nn.Module):
         answers = torch.cat([self.experts[e](group) for e, group in zip(visited.tolist(), visitors, strict=True)])
         by_visit = torch.empty_like(answers).index_copy_(0, order, answers).unflatten(0, (n, K))
         # Summed in float32, as the gate's; a few tokens at a time, so that the wide products never leave the
-        # processor's cache: in one piece, this sum would take a tenth of the time of all the experts.
+        # processor's cache.
         few = max(1, 2**18 // by_visit[0].numel())
         pieces = zip(by_visit.split(few), routing.weights.split(few), strict=True)
         return torch.cat([(visits * weights[..., None]).sum(1).type_as(tokens) for visits, weights in pieces])
@@ -131,7 +131,7 @@ class MixtureOfExperts(nn.Module):
     def direct(self, token: Tensor, routing: Routing) -> Tensor:
         """The same for a token alone, (1, D) -> (1, D): its K experts, one after another, with nothing to sort.
 
-        This is every word of an answer, in every layer: there the sorting takes as long as reading an expert.
+        This is every word of an answer, in every layer: to sort six visits, each to another expert, helps nobody.
         """
         answers = torch.cat([self.experts[e](token) for e in routing.experts[0].tolist()])      # (K, D)
         return (answers * routing.weights[0, :, None]).sum(0, keepdim=True).type_as(token)
