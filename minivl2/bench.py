@@ -193,15 +193,19 @@ def processor_name() -> str:
 
 def table(found: dict) -> str:
     """What --json says, for people."""
-    limits, lines = found["limits"], []
-    lines.append(f"this machine, {found['about']['threads']} threads: {limits['matrix_gflops']:,.0f} GFLOP/s in a matrix "
+    limits, lines, threads = found["limits"], [], found["about"]["threads"]
+    lines.append(f"this machine, {threads} thread{'s' * (threads > 1)}: {limits['matrix_gflops']:,.0f} GFLOP/s in a matrix "
                  f"product, {limits['memory_gb_per_second']:,.1f} GB/s read from memory")
-    lines.append(f"\n{'':<36}{'measured':>12}  {'range':<20}{'of the limit':>12}")
+    lines.append(f"\n{'':<36}{'measured':>12}  {'range':<24}{'of the limit':>12}")
     for name, fraction in found["fraction"].items():
         low, high = found["range"][name]
-        doubt = "  (the limit moved while it was measured)" * (name in found["unsteady"])
-        lines.append(f"{name:<36}{found['measured'][name]:>12,.2f}  {f'{low:,.2f} to {high:,.2f}':<20}{fraction:>11.0%} "
-                     f" {found['units'][name]}{doubt}")
+        doubt = "~" if name in found["unsteady"] else " "
+        spread = f"{low:,.2f} to {high:,.2f}"
+        lines.append(f"{name:<36}{found['measured'][name]:>12,.2f}  {spread:<24}{doubt}{fraction:>11.1%} "
+                     f" {found['units'][name]}")
+    if found["unsteady"]:
+        lines.append("~ the limit itself moved by more than a tenth meanwhile: something else was running")
+    lines.append(f"prompt: of {found['about']['prompt']:,} tokens; decode, where no more is said: after as many")
     lines += ["", *(f"{name:<36}{value:>12,.2f}  seconds" for name, value in found["seconds"].items())]
     lines += ["", *(f"{name:<36}{value:>12,.3f}  GB" for name, value in found["memory_gb"].items())]
     kept = found["measured"]["cache_numbers_per_token_and_layer"]
