@@ -178,6 +178,9 @@ def measure(options: argparse.Namespace) -> int:
 
 
 def shrink(options: argparse.Namespace) -> int:
+    if options.to.resolve() == options.folder.resolve():
+        raise ValueError(f"{options.to} would be written over, and what is rounded away does not come back: "
+                         "name another folder with --to")
     model, processor = load(options.folder, getattr(torch, options.dtype), quantize=options.to_bits)
     save(model, processor, options.to)
     print(f"{options.to}: the same model with weights of {model.bits} bits. Try: minivl2 ask ... --weights {options.to}")

@@ -185,3 +185,8 @@ def test_eval_prints_scores_as_its_last_line(capsys, monkeypatch):
     status, out, _ = run(capsys, "eval", GOLDEN, "--kinds", "scenes", "--per-task", 1, "--quantize", "int8", "--json")
     alike = json.loads(out.splitlines()[-1])["against_plain"]
     assert status == 0 and alike["kl"] > 0 and 0 <= alike["same_likeliest"] <= 1 and "against the weights as they are" in out
+
+
+def test_a_checkpoint_is_not_rounded_over_itself(capsys):
+    status, _, said = run(capsys, "quantize", GOLDEN, "int8", "--to", f"{GOLDEN}/../mla")
+    assert status == 1 and "name another folder with --to" in said
