@@ -8,6 +8,8 @@ Read the files in the order in which data flows:
     generation  grounding                                       answers, and boxes in them
     places  record  figures  panels  xray  play                 what happens inside an answer, to be looked at
     names  weights  files  compare  cost  cli                   published checkpoints, and what they cost
+    packed  quantize                                            the same in fewer bits
+    roofline  bench  afresh  stand_in  peer                     how fast, beside how fast it could be
     toyworld  training                                          a world to learn from, and the learning
     grading                                                     your code in the place of ours, under our tests
 """
@@ -15,7 +17,7 @@ Read the files in the order in which data flows:
 from minivl2 import grounding, tiling
 from minivl2.batch import Batch
 from minivl2.config import Config
-from minivl2.generation import generate, stream
+from minivl2.generation import answer_each, generate, stream
 from minivl2.model import DeepSeekVL2, build
 from minivl2.names import published_names
 from minivl2.processor import Processor
@@ -23,6 +25,6 @@ from minivl2.weights import load, save, verify
 
 __version__ = "0.1.0"
 __all__ = [
-    "Batch", "Config", "DeepSeekVL2", "Processor", "build", "generate", "grounding", "load", "published_names", "save",
-    "stream", "tiling", "verify",
+    "Batch", "Config", "DeepSeekVL2", "Processor", "answer_each", "build", "generate", "grounding", "load",
+    "published_names", "save", "stream", "tiling", "verify",
 ]

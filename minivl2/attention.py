@@ -13,12 +13,14 @@ a value of its own, and one rotary key of 64 that all heads share: 576 numbers, 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function
 
 from minivl2.cache import LayerCache
 from minivl2.config import LanguageConfig
 from minivl2.rope import rotate_half_split, rotate_interleaved
 
 Rotation = tuple[Tensor, Tensor]
+PIECE = 2**21       # scores computed at a time: 4 MB in bfloat16
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None, scale: float | None = None) -> Tensor:
@@ -26,13 +28,22 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None, scale: f
 
     q (B, H, T, d), k (B, H, S, d), v (B, H, S, any width). seen (B, 1, T, S) bool: which keys a query may look at
     (None: all). scale: 1 / sqrt(d) if not given; it keeps the scores from growing with d.
+
+    The same sum is written three times, each for where it is fastest.
     """
+    if has_torch_function((q, k, v)):       # so that who listens to torch (record.py) hears this, too, as one call
+        return handle_torch_function(attend, (q, k, v), q, k, v, seen, scale)
     if scale is None:
         scale = q.shape[-1] ** -0.5
-    # The fused kernel never writes the (T, S) scores to memory, which is faster for reading. Its backward pass on a
-    # CPU is not: there the same three lines by hand take half the time.
-    if not (q.requires_grad and q.device.type == "cpu"):
+    if q.device.type != "cpu":
         return fused(q, k, v, seen, scale)
+    if q.requires_grad:
+        return by_hand(q, k, v, seen, scale)
+    return fused(q, k, v, seen, scale) if q.dtype.itemsize > 2 else in_pieces(q, k, v, seen, scale)
+
+
+def by_hand(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float) -> Tensor:
+    """For learning on a CPU, where the backward pass of the fused kernel takes twice as long."""
     scores = (q * scale) @ k.mT                             # (B, H, T, S)
     if seen is not None:
         scores = scores + torch.zeros_like(seen, dtype=q.dtype).masked_fill_(~seen, -torch.inf)    # no cost backward
@@ -40,11 +51,37 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None, scale: f
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float) -> Tensor:
-    """The same by torch's kernel. It wants values as wide as keys, or falls back to one 3 times slower; widened with
-    zeros they are, and zeros add nothing to a dot product."""
+    """By torch's kernel, which never writes the scores to memory. It wants values as wide as keys, or falls back to one
+    3 times slower; widened with zeros they are, and zeros add nothing to a dot product."""
     width, widest = v.shape[-1], max(q.shape[-1], v.shape[-1])
     q, k, v = (F.pad(t, (0, widest - t.shape[-1])) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)[..., :width]
+
+
+def in_pieces(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float) -> Tensor:
+    """By hand, a few queries at a time: for answering in bfloat16 on a CPU, where torch's fused kernel reaches a third of
+    the speed of torch's plain product.
+
+    A piece's scores fit the processor's cache, and keys that none of its queries may look at are left out: of a prompt,
+    which never looks ahead, almost half. Keys are laid out in one piece first, because the batched product would
+    otherwise copy them itself, transposed, number by number.
+    """
+    B, H, T, _ = q.shape
+    S = k.shape[2]
+    out = q.new_empty(B, T, H, v.shape[-1]).transpose(1, 2)         # the order in which the heads are joined next
+    few = max(1, PIECE // (H * S))
+    for b in range(B):
+        queries, keys, values = q[b] * scale, k[b].contiguous(), v[b].contiguous()
+        for t in range(0, T, few):
+            piece, reach = slice(t, t + few), S
+            if seen is not None:
+                hidden = ~seen[b, :, piece]                                         # (1, few, S)
+                reach = S - int(hidden.all(1).flip(-1).long().argmin())             # up to the last key that is seen
+            scores = torch.bmm(queries[:, piece], keys[:, :reach].mT)               # (H, few, reach)
+            if seen is not None:
+                scores.masked_fill_(hidden[..., :reach], -torch.inf)
+            out[b, :, piece] = torch.bmm(scores.softmax(-1), values[:, :reach])
+    return out
 
 
 class MultiHeadAttention(nn.Module):
@@ -66,8 +103,10 @@ class MultiHeadAttention(nn.Module):
         q, k = rotate_half_split(q, *rotation), rotate_half_split(k, *rotation)
         if cache is not None:
             k, v = cache.append(k, v)                                           # (B, H, S, d)
-        sharing = q.shape[1] // k.shape[1]      # 1 in Tiny; if there are fewer key heads, neighbours share one
-        mixed = attend(q, k.repeat_interleave(sharing, 1), v.repeat_interleave(sharing, 1), seen)
+        sharing = q.shape[1] // k.shape[1]      # if there are fewer key heads than query heads, neighbours share one
+        if sharing > 1:                         # 1 in Tiny: repeated once, all that is remembered would be copied
+            k, v = k.repeat_interleave(sharing, 1), v.repeat_interleave(sharing, 1)
+        mixed = attend(q, k, v, seen)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -102,11 +141,18 @@ class LatentAttention(nn.Module):
         if cache is not None:       # latent and k_rope are all there is to remember
             latent, k_rope = cache.append(latent, k_rope)                               # (B, 1, S, C), (B, 1, S, R)
 
-        # Unpacking costs work per *remembered* token, absorbing per *new* one. Many new tokens (a prompt, training)
-        # share the unpacked keys; for one new token it is cheaper never to build them.
-        form = self.absorbed if cache is not None and x.shape[1] == 1 else self.expanded
+        form = self.absorbed if cache is not None and self.few(x.shape[1], latent.shape[2]) else self.expanded
         mixed = form(q_nope, q_rope, latent, k_rope, seen)                            # (B, H, T, v)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))                            # Eq. 19
+
+    def few(self, T: int, S: int) -> bool:
+        """Is it less work to absorb than to expand? Counted in multiplications a head.
+
+        Unpacking costs per *remembered* token, absorbing per *new* one; but a score between latents costs C, between keys
+        N. So a prompt is expanded, a word of the answer absorbed, and so is a short question after a long picture.
+        """
+        unpack, scores = self.C * (self.N + self.v), S * T
+        return T * unpack + scores * 2 * self.C < S * unpack + scores * (self.N + self.v)
 
     def query(self, x: Tensor) -> Tensor:
         """Straight from x in all published models; through a latent of its own (Eqs. 12-13) where q_lora_rank is set."""
@@ -128,10 +174,14 @@ class LatentAttention(nn.Module):
         """
         W_uk, W_uv = self.kv_up.weight.unflatten(0, (self.H, -1)).split([self.N, self.v], dim=1)
         q_latent = torch.einsum("bhtn,hnc->bhtc", q_nope, W_uk)
-        scores = (q_latent @ latent.mT + q_rope @ k_rope.mT) * self.scale               # (B, H, T, S)
+        # All heads look at the same latents, so one matrix holds the queries of all heads. Row by row of the batch:
+        # a batched product would first copy the latents, transposed, once for every head.
+        rows = zip(q_latent.flatten(1, 2), q_rope.flatten(1, 2), latent[:, 0], k_rope[:, 0], strict=True)
+        scores = torch.stack([F.linear(content, c) + F.linear(rotary, r) for content, rotary, c, r in rows])
+        scores = scores.unflatten(1, (self.H, -1)) * self.scale                         # (B, H, T, S)
         weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
-        mean_latent = weights @ latent                                                  # (B, H, T, C)
-        return torch.einsum("bhtc,hvc->bhtv", mean_latent, W_uv)
+        mean = torch.stack([w @ c for w, c in zip(weights.flatten(1, 2), latent[:, 0], strict=True)])   # (B, H*T, C)
+        return torch.einsum("bhtc,hvc->bhtv", mean.unflatten(1, (self.H, -1)), W_uv.contiguous())
 
     @property
     def scale(self) -> float:

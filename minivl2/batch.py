@@ -36,6 +36,14 @@ class Batch:
         """
         return (self.labels[:, 1:] != IGNORED) & self.attention_mask[:, :-1]
 
+    def cut(self, first: int) -> tuple[Batch, Batch]:
+        """The first tokens, with all images, and the rest, which must hold none. Not for training: labels are dropped."""
+        if self.image_mask[:, first:].any():
+            raise ValueError(f"there are visual tokens after the first {first}: images cannot be cut")
+        names = ("input_ids", "attention_mask", "image_mask")
+        start, rest = ({name: getattr(self, name)[:, part] for name in names} for part in (slice(first), slice(first, None)))
+        return Batch(**start, tiles=self.tiles, grids=self.grids), Batch(**rest, tiles=self.tiles[:0], grids=self.grids[:0])
+
     def to(self, device: torch.device | str) -> Batch:
         return replace(self, **{name: t.to(device) for name, t in vars(self).items() if t is not None})
 
@@ -48,6 +56,13 @@ def in_line(batches: Sequence[Batch]) -> Batch:
     labels = [torch.nn.functional.pad(b.labels[:, 1:], (1, 0), value=IGNORED) for b in batches]
     return Batch(join("input_ids", 1), join("attention_mask", 1), join("image_mask", 1), join("tiles", 0), join("grids", 0),
                  torch.cat(labels, 1))
+
+
+def common_start(batches: Sequence[Batch]) -> int:
+    """How many tokens conversations of one row begin with alike; at least one of each is left over."""
+    shortest = min(b.input_ids.shape[1] for b in batches) - 1
+    ids = torch.cat([b.input_ids[:, :shortest] for b in batches])
+    return int((ids == ids[0]).all(0).long().cumprod(0).sum())
 
 
 def pad_left(batches: Sequence[Batch], pad_id: int) -> Batch:

@@ -6,7 +6,6 @@ Room for all tokens is taken once and filled from the left: growing a tensor by 
 remembered for every token written. What is kept per token differs (keys and values, or a latent); the room does not.
 """
 
-import torch
 from torch import Tensor
 
 
@@ -39,16 +38,22 @@ class Cache:
 
     def __init__(self, layers: int, capacity: int):
         self.layers = [LayerCache(capacity) for _ in range(layers)]
-        self.real: Tensor | None = None     # (B, S) bool; False is padding
+        self.which = LayerCache(capacity)       # remembers, of every token, one truth: (B, S, 1)
 
     @property
     def length(self) -> int:
-        return 0 if self.real is None else self.real.shape[1]
+        return self.which.length
 
     def append_real(self, real: Tensor) -> Tensor:
-        """real: (B, T) bool for the next T tokens. Returns it for all S tokens so far."""
-        self.real = real if self.real is None else torch.cat((self.real, real), dim=1)
-        return self.real
+        """real: (B, T) bool for the next T tokens, False is padding. Returns it for all S tokens so far."""
+        return self.which.append(real[..., None])[0][..., 0]
+
+    def fork(self, rows: int, capacity: int) -> "Cache":
+        """The memory of one conversation, for as many that go on from here. This one stays as it is."""
+        forked = Cache(len(self.layers), capacity)
+        for old, new in zip([*self.layers, self.which], [*forked.layers, forked.which], strict=True):
+            new.append(*(room[..., : old.length, :].expand(rows, *room.shape[1:-2], -1, -1) for room in old.rooms))
+        return forked
 
     @property
     def bytes(self) -> int:

@@ -6,22 +6,27 @@ Tests    tests/test_cli.py
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from minivl2 import cost, grounding, toyworld
 from minivl2.config import SIZES, Config
 from minivl2.conversation import about
-from minivl2.generation import stream
+from minivl2.generation import answer_each, stream
 from minivl2.images import open_image
+from minivl2.quantize import agreement
 from minivl2.training import cluster
-from minivl2.weights import load, verify
+from minivl2.weights import load, save, verify
 
 REPOSITORIES = {"tiny": "deepseek-ai/deepseek-vl2-tiny", "small": "deepseek-ai/deepseek-vl2-small",
                 "base": "deepseek-ai/deepseek-vl2"}
+PICTURES = {".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic"}     # names of images
 HOUSE = Path(__file__).resolve().parent.parent
 
 
@@ -39,23 +44,46 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def ask(options: argparse.Namespace) -> int:
-    *images, question = options.images_and_question
-    folder = options.weights or default_weights()
+    images, questions = images_and_questions(options.images_and_questions)
     pictures = [open_image(image) for image in images]
-    model, processor = load(folder, dtype=getattr(torch, options.dtype), device=options.device)
-    messages = about(question, len(pictures))
+    model, processor = loaded(options)
+    how = {"temperature": options.temperature, "top_p": options.top_p, "prefill_chunk": options.prefill_chunk,
+           "seed": options.seed}
+    if len(questions) > 1:      # written side by side, and so printed when all are there
+        answers = answer_each(model, processor, questions, pictures, options.max_new_tokens, **how)
+        for number, (question, answer) in enumerate(zip(questions, answers, strict=True), start=1):
+            print(f"{question}\n    {answer}")
+            draw_boxes(answer, pictures, options.output.with_stem(f"{options.output.stem}-{number}"))
+        return 0
     answer = ""
-    for piece in stream(model, processor, messages, pictures, options.max_new_tokens, temperature=options.temperature,
-                        top_p=options.top_p, prefill_chunk=options.prefill_chunk, seed=options.seed):
+    for piece in stream(model, processor, about(questions[0], len(pictures)), pictures, options.max_new_tokens, **how):
         print(piece, end="", flush=True)
         answer += piece
     print()
+    draw_boxes(answer, pictures, options.output)
+    return 0
+
+
+def images_and_questions(words: list[str]) -> tuple[list[str], list[str]]:
+    """The last is a question. Before it, what names a file, or looks as if it were to, is an image; images come first."""
+    def image(word: str) -> bool:
+        return Path(word).suffix.lower() in PICTURES or os.path.isfile(word)    # which bears a question of any length
+
+    *others, last = words
+    images = list(itertools.takewhile(image, others))
+    questions = [*others[len(images):], last]
+    late = next((word for word in questions[:-1] if image(word)), None)
+    if late:
+        raise ValueError(f"{late} stands after a question. First all images, then the questions, each in quotation marks")
+    return images, questions
+
+
+def draw_boxes(answer: str, pictures: list[Image.Image], target: Path) -> None:
     boxes = grounding.parse(answer)
     if boxes and pictures:
         # When two images are compared, the boxes are in the last one.
-        grounding.draw(pictures[-1], boxes).save(options.output)
-        print(f"{len(boxes)} box{'es' * (len(boxes) > 1)} drawn on {options.output}", file=sys.stderr)
-    return 0
+        grounding.draw(pictures[-1], boxes).save(target)
+        print(f"{len(boxes)} box{'es' * (len(boxes) > 1)} drawn on {target}", file=sys.stderr)
 
 
 def xray(options: argparse.Namespace) -> int:
@@ -65,7 +93,7 @@ def xray(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.output.parent} is not a folder: make it first, or write the page elsewhere with -o")
     *images, question = options.images_and_question
     pictures = [open_image(image) for image in images]
-    model, processor = load(options.weights or default_weights(), dtype=getattr(torch, options.dtype), device=options.device)
+    model, processor = loaded(options)
     seen = XRay(model, processor, question, pictures, [Path(image).name for image in images])
     for piece in seen.stream(
             options.max_new_tokens, temperature=options.temperature, top_p=options.top_p, seed=options.seed):
@@ -84,7 +112,7 @@ def play(options: argparse.Namespace) -> int:
         print("minivl2 play needs a web toolkit: pip install 'minivl2[play]'", file=sys.stderr)
         return 1
     check_port(options.port)
-    model, processor = load(options.weights or default_weights(), dtype=getattr(torch, options.dtype), device=options.device)
+    model, processor = loaded(options)
     print(f"http://{HERE}:{options.port}   (Ctrl-C ends it)", flush=True)
     serve(model, processor, options.port, options.max_new_tokens)
     return 0
@@ -116,14 +144,52 @@ def evaluate(options: argparse.Namespace) -> int:
     from minivl2.training import evaluation  # here, because the other commands need no drawing
 
     folder = options.folder or default_weights()
-    model, processor = load(folder)
+    model, processor = load(folder, getattr(torch, options.dtype), quantize=options.quantize, pack=options.pack)
     asked = evaluation.questions(options.seed, options.per_task, tuple(options.kinds or toyworld.KINDS))
     answered = evaluation.answer_all(model, processor, asked)
     result = evaluation.scores(answered)
     print(f"{evaluation.table(result)}\n\n{evaluation.table_by_grid(answered)}")
+    if options.quantize or options.pack:
+        plain, _ = load(folder, getattr(torch, options.dtype))
+        answers = [processor([*about(question.text, len(sample.images)), {"role": "assistant", "content": question.answer}],
+                             sample.images, training=True) for sample, question in asked]
+        result["against_plain"] = alike = agreement(plain, model, answers)
+        print(f"\nagainst the weights as they are: {alike['kl']:.4f} nats of divergence, and for "
+              f"{alike['same_likeliest']:.2%} of the answers' tokens the same is the likeliest")
     if options.json:
         print(json.dumps(result))
     return 0
+
+
+def measure(options: argparse.Namespace) -> int:
+    from minivl2 import bench  # here, as it brings the toy's tokenizer along
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    found = bench.run(options.model or str(default_weights()), options.dtype, options.quantize, options.pack,
+                      options.repeats, options.words, options.layers, not options.alone, say)
+    print(bench.table(found))
+    if options.json:
+        print(json.dumps(found))
+    return 0
+
+
+def shrink(options: argparse.Namespace) -> int:
+    if options.to.resolve() == options.folder.resolve():
+        raise ValueError(f"{options.to} would be written over, and what is rounded away does not come back: "
+                         "name another folder with --to")
+    model, processor = load(options.folder, getattr(torch, options.dtype), quantize=options.to_bits)
+    save(model, processor, options.to)
+    print(f"{options.to}: the same model with weights of {model.bits} bits. Try: minivl2 ask ... --weights {options.to}")
+    return 0
+
+
+def loaded(options: argparse.Namespace):
+    return load(options.weights or default_weights(), getattr(torch, options.dtype), options.device, options.quantize,
+                options.pack)
 
 
 def download(options: argparse.Namespace) -> int:
@@ -171,6 +237,15 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                          help="numbers to compute with; bfloat16 takes half the memory (default: %(default)s)")
         sub.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: %(default)s)")
+        how_kept(sub)
+
+    def how_kept(sub: argparse.ArgumentParser) -> None:
+        kept = sub.add_mutually_exclusive_group()
+        kept.add_argument("--quantize", choices=("int8", "int4"),
+                          help="round the weights to 8 or 4 bits while loading: less memory, quicker answers; on a CPU")
+        kept.add_argument("--pack", action="store_true",
+                          help="without rounding, put bfloat16 weights into the order that the processor reads fastest: "
+                               "slower to load, quicker to answer")
 
     def how_to_answer(sub: argparse.ArgumentParser, longest: int) -> None:
         sub.add_argument("--max-new-tokens", type=int, default=longest, metavar="N",
@@ -187,11 +262,12 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=function)
         return sub
 
-    sub = command(ask, "ask", "Ask about one or more images, or about none",
+    sub = command(ask, "ask", "Ask one or more questions about one or more images, or about none",
                   "minivl2 ask street.jpg 'Where is <|ref|>the red car<|/ref|>?' --weights weights/tiny --dtype bfloat16")
-    sub.add_argument("images_and_question", nargs="+", metavar="IMAGE... QUESTION",
-                     help="image files, then the question in quotation marks. The images are shown before it; write "
-                          "<image> in it to place them yourself")
+    sub.add_argument("images_and_questions", nargs="+", metavar="IMAGE... QUESTION...",
+                     help="image files, then questions, each in quotation marks. The images are shown before each question; "
+                          "write <image> in it to place them yourself. Of several questions, none knows of the others, and "
+                          "the images are read only once")
     which_model(sub)
     how_to_answer(sub, longest=512)
     sub.add_argument("--prefill-chunk", type=int, metavar="N", help="read the prompt N tokens at a time, in less memory")
@@ -227,11 +303,40 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(evaluate, "eval", "Score a toy model on fresh pictures, each ability beside a blind guess",
                   "minivl2 eval weights/toy --seed 7")
     sub.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="checkpoint folder (default: weights/toy)")
+    sub.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
+                     help="numbers to compute with (default: %(default)s)")
+    how_kept(sub)
     sub.add_argument("--seed", type=int, default=1, help="of the pictures (default: %(default)s)")
     sub.add_argument("--per-task", type=int, default=100, metavar="N", help="questions per ability (default: %(default)s)")
     sub.add_argument("--kinds", nargs="+", choices=tuple(toyworld.KINDS), metavar="KIND",
                      help=f"only these kinds of picture, of {', '.join(toyworld.KINDS)}")
     sub.add_argument("--json", action="store_true", help="print the scores as JSON in the last line")
+
+    sub = command(measure, "bench", "Measure how fast a model is on this machine, beside what the machine could do",
+                  "minivl2 bench tiny --quantize int4 --json")
+    sub.add_argument("model", nargs="?", metavar="NAME|DIR",
+                     help=f"{', '.join(SIZES)}, with random weights, which are written to weights/ once; or a checkpoint "
+                          "folder (default: as for ask)")
+    sub.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16",
+                     help="numbers to compute with (default: %(default)s)")
+    how_kept(sub)
+    sub.add_argument("--threads", type=positive, metavar="N", help="of the processor (default: all)")
+    sub.add_argument("--repeats", type=positive, default=5, metavar="N",
+                     help="times that each figure is taken (default: %(default)s)")
+    sub.add_argument("--words", type=positive, default=16, metavar="N",
+                     help="words written for each figure of decoding (default: %(default)s)")
+    sub.add_argument("--layers", type=positive, metavar="N",
+                     help="of a named size, only so many layers: where the disk has no room for all")
+    sub.add_argument("--alone", action="store_true", help="do not measure transformers beside it")
+    sub.add_argument("--json", action="store_true", help="print everything as JSON in the last line")
+
+    sub = command(shrink, "quantize", "Round a checkpoint's weights to 8 or 4 bits, and save it",
+                  "minivl2 quantize weights/tiny int4 --to weights/tiny-int4")
+    sub.add_argument("folder", type=Path, metavar="DIR", help="checkpoint folder")
+    sub.add_argument("to_bits", choices=("int8", "int4"), help="how small")
+    sub.add_argument("--to", type=Path, metavar="DIR", required=True, help="folder for the new one")
+    sub.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16",
+                     help="numbers for what is not rounded (default: %(default)s)")
 
     sub = command(download, "download", "Fetch the published weights (6.7, 32 or 55 GB)", "minivl2 download tiny")
     sub.add_argument("size", choices=tuple(REPOSITORIES), help="which of the three models")

@@ -104,7 +104,7 @@ class MixtureOfExperts(nn.Module):
         """x: (B, T, D). Returns (B, T, D) and where each of the B*T tokens was sent."""
         tokens = x.flatten(0, 1)                                                # (n, D)
         routing = self.gate(tokens)
-        out = self.routed(tokens, routing)
+        out = self.direct(tokens, routing) if len(tokens) == 1 else self.routed(tokens, routing)
         if self.shared is not None:
             out = out + self.shared(tokens)
         return out.view_as(x), routing
@@ -112,15 +112,29 @@ class MixtureOfExperts(nn.Module):
     def routed(self, tokens: Tensor, routing: Routing) -> Tensor:
         """The weighted sum of every token's chosen experts. (n, D) -> (n, D)
 
-        Sort the n*K visits by expert, so that each expert reads its visitors in one piece; an expert nobody visits
-        costs nothing. For a token alone this is just its K experts.
+        The n*K visits are sorted by expert, so that each expert reads its visitors in one piece; an expert nobody visits is
+        not even looked at.
         """
         n, K = routing.experts.shape
         order = routing.experts.flatten().argsort(stable=True)                  # visits, by expert
-        visitors = tokens[order // K].split(routing.load.tolist())              # visit i is token i // K
-        answers = torch.cat([expert(group) for expert, group in zip(self.experts, visitors, strict=True) if len(group)])
-        by_visit = torch.empty_like(answers).index_copy(0, order, answers).unflatten(0, (n, K))
-        return (by_visit * routing.weights[..., None]).sum(1).type_as(tokens)   # summed in float32, as the gate's
+        load = routing.load
+        visited = load.nonzero().flatten()
+        visitors = tokens[order // K].split(load[visited].tolist())             # visit i is token i // K
+        answers = torch.cat([self.experts[e](group) for e, group in zip(visited.tolist(), visitors, strict=True)])
+        by_visit = torch.empty_like(answers).index_copy_(0, order, answers).unflatten(0, (n, K))
+        # Summed in float32, as the gate's; a few tokens at a time, so that the wide products never leave the
+        # processor's cache.
+        few = max(1, 2**18 // by_visit[0].numel())
+        pieces = zip(by_visit.split(few), routing.weights.split(few), strict=True)
+        return torch.cat([(visits * weights[..., None]).sum(1).type_as(tokens) for visits, weights in pieces])
+
+    def direct(self, token: Tensor, routing: Routing) -> Tensor:
+        """The same for a token alone, (1, D) -> (1, D): its K experts, one after another, with nothing to sort.
+
+        This is every word of an answer, in every layer: to sort six visits, each to another expert, helps nobody.
+        """
+        answers = torch.cat([self.experts[e](token) for e in routing.experts[0].tolist()])      # (K, D)
+        return (answers * routing.weights[0, :, None]).sum(0, keepdim=True).type_as(token)
 
 
 def balance_loss(routing: Routing, real: Tensor, per_sequence: bool = True) -> Tensor:

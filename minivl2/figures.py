@@ -2,13 +2,15 @@
 
 Tests    tests/test_figures.py
 
-    python -m minivl2.figures lessons/overview.png        draws the picture at the top of the README
+    python -m minivl2.figures lessons/overview.png              draws the picture at the top of the README
+    python -m minivl2.figures docs/roofline.png bench.txt       draws what minivl2 bench --json has written there
 
 A figure belongs to no window and to no pyplot: it can be saved, and a notebook shows the one that ends a cell.
 """
 
 import base64
 import io
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +36,7 @@ from minivl2.visual_tokens import count
 
 GLOBAL, LOCAL, NEWLINE, SEPARATOR, TEXT, ANSWER = "#f4a261", "#4d9de0", "#555555", "#d62246", "#e9e4d8", "#3bb273"
 NEUTRAL = "#8a8f98"     # to be seen on white and on black
+TEXT_ON_WHITE = "#222222"
 
 
 class Drawing(Figure):
@@ -221,6 +224,40 @@ def draw_memory(axis: Axes, numbers: Mapping[str, tuple[int, int]]) -> None:
     axis.spines[:].set_visible(False)
 
 
+def roofline(found: Mapping) -> Figure:
+    """What `minivl2 bench --json` found: each figure under the two limits of the machine. Left of the bend, memory is the
+    limit; right of it, arithmetic. Filled: minivl2; hollow: transformers."""
+    figure = Drawing(figsize=(8.2, 4.6), layout="constrained")
+    axis = figure.subplots()
+    most, memory = found["limits"]["matrix_gflops"], found["limits"]["memory_gb_per_second"]
+    points = {name: (need["flops"] / need["bytes"], need["flops"] / 1e9 * found["measured"][name])
+              for name, need in found["needs"].items()}
+    left, right = (f([x for x, _ in points.values()] + [most / memory]) for f in (min, max))
+    x = np.geomspace(left / 3, right * 8, 200)
+    roof = np.minimum(most, memory * x)
+    axis.plot(x, roof, color=TEXT_ON_WHITE, linewidth=1.5)
+    axis.fill_between(x, roof, most * 2, color=NEUTRAL, alpha=0.12, linewidth=0)
+    said = {"textcoords": "offset points", "fontsize": 9}
+    axis.annotate(f"arithmetic: {most:,.0f} GFLOP/s", (x[-1], most), (0, 4), ha="right", **said)
+    axis.annotate(f"memory: {memory:,.0f} GB/s", (most / memory / 3, most / 3), (-8, 0), ha="right", **said)
+    for row, (name, (intensity, rate)) in enumerate(sorted(points.items(), key=lambda point: -point[1][1])):
+        ours = not name.startswith("transformers")
+        colour = (LOCAL if found["needs"][name]["limit"] == "flops" else ANSWER) if ours else NEUTRAL
+        axis.plot([intensity] * 2, [rate, min(most, memory * intensity)], color=colour, linewidth=1, linestyle=(0, (2, 2)))
+        axis.plot(intensity, rate, "o", color=colour, markerfacecolor=colour if ours else "white", markersize=7)
+        axis.annotate(f"{name}  {found['fraction'][name]:.0%}", (intensity, rate), (1.02, 1 - row / len(points)), ha="left",
+                      textcoords=axis.transAxes, va="top", fontsize=8.5, color=TEXT_ON_WHITE,
+                      arrowprops={"arrowstyle": "-", "color": NEUTRAL, "linewidth": 0.4})
+    axis.set(xscale="log", yscale="log", xlim=(x[0], x[-1]), ylim=(min(rate for _, rate in points.values()) / 2, most * 2),
+             xlabel="operations for every byte that comes from memory", ylabel="GFLOP/s")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=9)
+    about = found["about"]
+    kept = about["quantize"] or about["dtype"] + ", packed" * bool(about["pack"])
+    axis.set_title(f"{about['model']}, {kept}, {about['threads']} threads of {about['processor']}", fontsize=9, loc="left")
+    return figure
+
+
 def svg(draw, *inputs, size: tuple[float, float] = (3.4, 1.9), name: str = "") -> str:
     """A drawing function's picture as SVG to be put into a page: its letters are text, in the page's own colour."""
     ink = "#010203"
@@ -353,5 +390,10 @@ def _show(axis: Axes, picture, title: str, frame: str | None = None, interpolati
 
 if __name__ == "__main__":
     target = Path(sys.argv[1])
-    overview(toyworld.draw("overview 3", "scenes", (2, 2)), Config.named("toy")).savefig(target, dpi=110)
+    if len(sys.argv) > 2:
+        last = Path(sys.argv[2]).read_text(encoding="utf-8").splitlines()[-1]
+        drawing = roofline(json.loads(last))
+    else:
+        drawing = overview(toyworld.draw("overview 3", "scenes", (2, 2)), Config.named("toy"))
+    drawing.savefig(target, dpi=110)
     print(target)

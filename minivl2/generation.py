@@ -11,8 +11,9 @@ from PIL import Image
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
-from minivl2.batch import Batch
+from minivl2.batch import Batch, common_start
 from minivl2.cache import Cache
+from minivl2.conversation import about
 from minivl2.decoder import check_length
 from minivl2.model import DeepSeekVL2
 from minivl2.processor import Processor
@@ -45,6 +46,32 @@ def stream(
             yield piece
 
 
+def answer_each(
+    model: DeepSeekVL2,
+    processor: Processor,
+    questions: Sequence[str],
+    images: Sequence[Image.Image | str] = (),
+    max_new_tokens: int = 512,
+    **options,
+) -> list[str]:
+    """The answers to several questions about the same images, each as if it were the only one.
+
+    What the questions begin with alike, the images above all, is looked at and read once. Then all answers are written
+    side by side: a matrix that several rows need is read from memory once for all of them. The options are those of
+    `write`.
+    """
+    batches = processor.each([about(question, len(images)) for question in questions], images)
+    start, memory = common_start(batches), None
+    if len(batches) > 1 and not any(b.image_mask[:, start:].any() for b in batches):
+        beginning = batches[0].cut(start)[0].to(model.image_newline.device)
+        batches = [b.cut(start)[1] for b in batches]
+        memory = Cache(model.config.language.num_hidden_layers, start)
+        check_length(start, model.config.language.max_position_embeddings)
+        read(model, beginning, memory, options.get("prefill_chunk"))
+    answers = generate(model, processor.batch(batches), max_new_tokens, memory=memory, **options)
+    return [processor.decode(answer) for answer in answers.tolist()]
+
+
 def write(
     model: DeepSeekVL2,
     batch: Batch,
@@ -54,6 +81,7 @@ def write(
     repetition_penalty: float = 1.0,
     prefill_chunk: int | None = None,
     seed: int | None = None,
+    memory: Cache | None = None,
 ) -> Iterator[Tensor]:
     """Yields the next token of every row, (B,), until all rows have ended, or the context is full.
 
@@ -62,6 +90,7 @@ def write(
     repetition_penalty   above 1, tokens already in the answer become less likely
     prefill_chunk        read the prompt this many tokens at a time: the same result in less memory
     seed                 the same seed draws the same answer
+    memory               what was read before this batch: one conversation, from which every row goes on
     """
     for name, value, fine in (
         ("max_new_tokens", max_new_tokens, max_new_tokens >= 1),
@@ -79,7 +108,17 @@ def write(
     def choose(logits: Tensor, answer: Tensor) -> Tensor:
         return sample(penalise(logits, answer, repetition_penalty), temperature, top_p, random)
 
-    return one_by_one(model, batch.to(device), max_new_tokens, choose, prefill_chunk)
+    earlier = {} if memory is None else {"memory": memory}      # your own loop, in lesson 9, need not know of it
+    return one_by_one(model, batch.to(device), max_new_tokens, choose, prefill_chunk, **earlier)
+
+
+@torch.no_grad()
+def read(model: DeepSeekVL2, batch: Batch, cache: Cache, prefill_chunk: int | None = None) -> Tensor:
+    """The whole batch into the cache. Returns what the decoder made of it, (B, T, D), or of its last chunk."""
+    x, T = model.embed(batch), batch.input_ids.shape[1]
+    for chunk in torch.arange(T).split(prefill_chunk or T):
+        hidden, _ = model.decoder(x[:, chunk], batch.attention_mask[:, chunk], cache)
+    return hidden
 
 
 @torch.no_grad()
@@ -89,20 +128,19 @@ def one_by_one(
     max_new_tokens: int,
     choose: Callable[[Tensor, Tensor], Tensor],
     prefill_chunk: int | None = None,
+    memory: Cache | None = None,
 ) -> Iterator[Tensor]:
     """Yields the next token of every row, (B,). choose: logits (B, V) and the answer so far (B, n) -> tokens (B,)"""
     decoder, lang = model.decoder, model.config.language
     B, T = batch.input_ids.shape
-    check_length(T, lang.max_position_embeddings)
-    capacity = min(T + max_new_tokens, lang.max_position_embeddings)
-    cache = Cache(lang.num_hidden_layers, capacity)
-
-    x = model.embed(batch)
-    for chunk in torch.arange(T).split(prefill_chunk or T):
-        hidden, _ = decoder(x[:, chunk], batch.attention_mask[:, chunk], cache)
+    length = T if memory is None else memory.length + T
+    check_length(length, lang.max_position_embeddings)
+    capacity = min(length + max_new_tokens, lang.max_position_embeddings)
+    cache = Cache(lang.num_hidden_layers, capacity) if memory is None else memory.fork(B, capacity)
+    hidden = read(model, batch, cache, prefill_chunk)
 
     answer = batch.input_ids.new_empty(B, 0)
-    ended = torch.zeros(B, dtype=torch.bool, device=x.device)
+    ended = torch.zeros(B, dtype=torch.bool, device=hidden.device)
     while True:
         logits = decoder.head(hidden[:, -1]).float()                        # (B, V): only for the last token
         token = choose(logits, answer).masked_fill(ended, lang.eos_token_id)

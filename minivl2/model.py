@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from minivl2.batch import Batch
 from minivl2.config import Config
@@ -46,6 +47,7 @@ class DeepSeekVL2(nn.Module):
         self.decoder = Decoder(config.language)
         for vector in (self.image_newline, self.view_separator):
             nn.init.normal_(vector, std=config.language.hidden_size**-0.5)
+        self.bits: int | None = None            # of packed weights (quantize.py); None: the weights are as published
         self.unused: dict[str, Tensor] = {}     # vision.attn_pool.*: carried from checkpoint to checkpoint, never run
 
     def forward(self, batch: Batch) -> Tensor:
@@ -105,10 +107,24 @@ def without_twins(tiles: Tensor, sizes: list[tuple[int, int]]) -> tuple[list[int
     return kept, which
 
 
+class NothingDrawn(TorchFunctionMode):
+    """While a model is built under this, its random weights are not drawn: they will be replaced anyway.
+
+    On the meta device torch draws nothing either, but gets ready for it with two seconds of imports.
+    """
+
+    def __torch_function__(self, called, types, inputs=(), options=None):
+        options = options or {}
+        if called in (Tensor.normal_, Tensor.uniform_) or getattr(called, "__module__", "") == "torch.nn.init":
+            return inputs[0] if inputs else options["tensor"]
+        return called(*inputs, **options)
+
+
 def build(config: Config | dict[str, Any] | str) -> DeepSeekVL2:
     """A model with random weights, from a Config, the contents of a published `config.json`, or the name of a size.
 
-    Under `torch.device("meta")` it has shapes and no numbers, so that even the 27 B model is built in a second.
+    Under `torch.device("meta")` it has shapes and no numbers, so that even the 27 B model is built in a second; under
+    `NothingDrawn()` as well, in less.
     """
     if isinstance(config, str):
         config = Config.named(config)

@@ -100,13 +100,23 @@ class Processor:
         """
         if images is None:
             images = [image for message in messages for image in message.get("images", ())]
-        line = talk.pieces(messages, training)
-        wanted = sum(piece.text == talk.IMAGE for piece in line)
-        if wanted != len(images):
-            raise talk.ConversationError(
-                f"the text has {wanted} {talk.IMAGE}, but {len(images)} images came with it: each image needs one")
-        tiles, grids = self.tile(images)
+        return self.each([messages], images, training)[0]
 
+    def each(
+        self, conversations: Sequence[Sequence[Mapping]], images: Sequence[Image.Image | str | Path], training: bool = False
+    ) -> list[Batch]:
+        """Several conversations about the same images, as batches of one. The images are cut into tiles once for all."""
+        lines = [talk.pieces(messages, training) for messages in conversations]
+        for line in lines:
+            wanted = sum(piece.text == talk.IMAGE for piece in line)
+            if wanted != len(images):
+                raise talk.ConversationError(
+                    f"the text has {wanted} {talk.IMAGE}, but {len(images)} images came with it: each image needs one")
+        tiles, grids = self.tile(images)
+        return [self.read(line, tiles, grids, training) for line in lines]
+
+    def read(self, line: Sequence[talk.Piece], tiles: torch.Tensor, grids: Sequence[Size], training: bool) -> Batch:
+        """A line of text and images as a batch of one."""
         ids, labels = self.spell(line, grids)
         labels[0] = ids[0]      # as the published processor has it. Nothing comes before it, so nothing is learned.
 

@@ -8,9 +8,9 @@ Tests    tests/test_record.py                 Letters    the legend in minivl2/c
     record.steps[3].attention       # (L, H, S): where each head looked when the fourth token was chosen
 
 The model knows nothing of this. While the block runs, hooks stand beside its modules; afterwards they are gone. One
-thing no hook can see: the fused attention kernel never writes its weights down. So, while an attention module runs,
-`Ears` listens to its calls of torch: the weights are computed from the very queries and keys that the kernel was given,
-and the kernel's own answer is passed on untouched.
+thing no hook can see: `attend` does not give away its weights, and its fastest kernel never writes them down. So, while an
+attention module runs, `Ears` listens to its calls: the weights are computed from the very queries and keys that `attend`
+was given, and its own answer is passed on untouched.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from minivl2.attention import attend
 from minivl2.cache import LayerCache
 from minivl2.experts import MixtureOfExperts, Routing
 from minivl2.model import DeepSeekVL2
@@ -133,18 +133,18 @@ class Ears(TorchFunctionMode):
 
     def __torch_function__(self, called, types, inputs=(), options=None):
         out = called(*inputs, **(options or {}))
-        if called is F.scaled_dot_product_attention:
+        if called is attend:
             self.keep(self.weights(*inputs, **(options or {})))
-        elif called is torch.Tensor.softmax:            # attention by hand: here the weights are
+        elif called is torch.Tensor.softmax:            # latent attention absorbs: here the weights are
             self.keep(out[self.rows][:, :, self.queries].detach())
         return out
 
     @torch.no_grad()
-    def weights(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, scale: float = 1.0) -> Tensor:
-        """What the kernel multiplies the values with, from what it was given. (rows, H, queries, S)"""
+    def weights(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None, scale: float | None = None) -> Tensor:
+        """What the values are multiplied with, from what `attend` was given. (rows, H, queries, S)"""
         q, k = q[self.rows][:, :, self.queries], k[self.rows]
         at_least_float32 = torch.promote_types(q.dtype, torch.float32)
-        scores = q.to(at_least_float32) @ k.to(at_least_float32).mT * scale
-        if attn_mask is not None:
-            scores = scores.masked_fill(~attn_mask[self.rows][:, :, self.queries], -torch.inf)
+        scores = q.to(at_least_float32) @ k.to(at_least_float32).mT * (scale or q.shape[-1] ** -0.5)
+        if seen is not None:
+            scores = scores.masked_fill(~seen[self.rows][:, :, self.queries], -torch.inf)
         return scores.softmax(-1)

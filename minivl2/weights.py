@@ -6,13 +6,17 @@ Tests    tests/test_weights.py, tests/test_goldens.py
     config.json  processor_config.json  tokenizer.json  model.safetensors (or several, with model.safetensors.index.json)
 
 safetensors files hold numbers and nothing that could be executed. They are memory-mapped: a tensor already in the
-wanted dtype is not read at all until the model touches it, and never exists twice.
+wanted dtype is not read at all until the model touches it, and never exists twice. What is packed while loading (see
+packed.py) is read matrix by matrix instead, and forgotten: only packed does the whole model ever exist.
+
+A quantised model is saved with the same names, but for `weight`, which is `weight_int8` or `weight_int4` and `scale`, and
+but for the two first matrices of an expert, which are one, `gate_up`; its config.json says so under `quantization`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -23,14 +27,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minivl2 import conversation as talk
+from minivl2 import quantize as quantization
 from minivl2.config import Config
 from minivl2.files import written_whole
-from minivl2.model import DeepSeekVL2, build
+from minivl2.model import DeepSeekVL2, NothingDrawn, build
 from minivl2.names import UNUSED, mismatches, published_name, published_names, unused_names
+from minivl2.packed import GROUP, aligned, in_order, layout, out_of_order
 from minivl2.processor import Processor, ProcessorConfig
 
 SHARD_BYTES = 5_000_000_000
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+          "I32": torch.int32, "I8": torch.int8, "U8": torch.uint8}
 INDEX = "model.safetensors.index.json"
+QUANTISED = ("weight_int8", "weight_int4", "scale")     # last parts of names, in a checkpoint saved quantised
 
 
 class CheckpointError(ValueError):
@@ -38,40 +47,89 @@ class CheckpointError(ValueError):
 
 
 def load(
-    path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
+    quantize: str | None = None, pack: bool = False,
 ) -> tuple[DeepSeekVL2, Processor]:
     """The model and the processor of a folder in the published layout.
 
     In the dtype of the files (bfloat16, for the published models) and on the CPU the weights stay on the disk until
-    they are touched, and take their own size of memory at most. Raises CheckpointError, ConfigError.
+    they are touched, and take their own size of memory at most.
+
+    quantize    "int8" or "int4": round the weights while loading, to a half or a third of the memory
+    pack        lay bfloat16 weights in memory in the order that oneDNN reads fastest, before the first answer
+
+    Raises CheckpointError, ConfigError, or ValueError for what this machine cannot do.
     """
+    if quantize not in (None, "int8", "int4"):
+        raise ValueError(f"quantize cannot be {quantize!r}; it is int8 or int4")
     folder = Path(path)
     config, processor = _read_small_files(folder)
-    with torch.device("meta"):
-        model = build(config)
+    saved = _saved_quantised(folder)
+    bits = saved.get("bits") or {None: 16 if pack else None, "int8": 8, "int4": 4}[quantize]
+    if saved and (pack or quantize not in (None, f"int{bits}")):
+        raise ValueError(f"{folder} holds weights of {bits} bits already: load it without quantize and pack")
+    if bits:
+        quantization.check(bits, dtype, device)
+    model, names = _empty(config, bits if saved else None)
     files = _weight_files(folder)
     shapes = read_shapes(files)
-    problems = mismatches(published_names(model), shapes)
+    problems = mismatches(names, shapes)
     if problems:
         raise CheckpointError(_report(folder, problems))
-    ours = {published_name(name): name for name in model.state_dict()}
+    takers = quantization.prepare(model, bits) if bits and not saved else {}
+    ours = {published_name(name): name for name in [*model.state_dict(), *takers]}
     state = {}
-    bar = tqdm(read_tensors(files), total=len(shapes), desc=f"loading {folder.name}", delay=2, mininterval=0.5, leave=False)
+    unmapped = {name for name, our in ours.items() if our in takers}
+    tensors = read_tensors(files, unmapped)
+    bar = tqdm(tensors, total=len(shapes), desc=f"loading {folder.name}", delay=2, mininterval=0.5, leave=False)
     for name, tensor in bar:
-        if not tensor.is_floating_point():
+        if saved and name.rpartition(".")[2] in QUANTISED:
+            state[ours[name]] = aligned(_reordered(tensor, saved) if name.endswith("int4") else tensor)
+        elif not tensor.is_floating_point():
             raise CheckpointError(f"{folder}: {name} holds {tensor.dtype}; weights are floating-point numbers")
-        if name.startswith(UNUSED):
+        elif name in unmapped:
+            taker, part = takers[ours[name]]
+            taker.take(part, tensor.to(dtype) if bits == 16 else tensor)
+        elif name.startswith(UNUSED):
             model.unused[name] = tensor
         elif name.endswith("e_score_correction_bias"):          # steps of 0.001 are lost in bfloat16
             state[ours[name]] = tensor.to(device, torch.promote_types(dtype, torch.float32))
         else:
             state[ours[name]] = tensor.to(device, dtype)
-    model.load_state_dict(state, strict=True, assign=True)
+    packed = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta}
+    model.load_state_dict(packed | state, strict=True, assign=True)
     return model.eval(), processor
+
+
+def _empty(config: Config, bits: int | None) -> tuple[DeepSeekVL2, dict[str, tuple[int, ...]]]:
+    """A model without numbers, and what a checkpoint of it holds. bits: of a checkpoint saved quantised."""
+    with torch.device("meta"), NothingDrawn():
+        model = build(config)
+    if bits:
+        quantization.prepare(model, bits)
+    return model, published_names(model)
+
+
+def _saved_quantised(folder: Path) -> dict:
+    """What config.json says of how the weights were quantised before they were saved; {}: they were not."""
+    saved = _read_json(folder / "config.json").get("quantization") or {}
+    if saved and (saved.get("bits") not in (4, 8) or saved.get("group", GROUP) != GROUP):
+        raise CheckpointError(f"{folder} is quantised in a way that minivl2 does not know: {saved}")
+    return saved
+
+
+def _reordered(packed: Tensor, saved: dict) -> Tensor:
+    """Numbers of 4 bits lie in the order of the processor they were saved on; here another may be wanted."""
+    theirs, wanted = tuple(saved["layout"]), layout()
+    if theirs == wanted:
+        return packed
+    return in_order(out_of_order(packed, theirs).T.to(torch.uint8), wanted)
 
 
 def save(model: DeepSeekVL2, processor: Processor, path: str | Path) -> None:
     """Write the published layout. The folder is whole afterwards, or as it was before."""
+    if model.bits == 16:
+        raise ValueError("these weights are packed for this machine only: load the model without pack to save it")
     folder = Path(path)
     with written_whole(folder) as staged:
         written = write_checkpoint(model, processor, staged)
@@ -80,21 +138,35 @@ def save(model: DeepSeekVL2, processor: Processor, path: str | Path) -> None:
             old.unlink(missing_ok=True)
 
 
-def write_checkpoint(model: DeepSeekVL2, processor: Processor, folder: Path) -> set[str]:
-    """The files of the published layout, into an empty folder. Returns their names."""
-    tensors = {published_name(name): t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+def as_it_is(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
+
+
+def write_checkpoint(
+    model: DeepSeekVL2, processor: Processor, folder: Path,
+    numbers: Callable[[Tensor], Tensor] = as_it_is, most: int | None = None,
+) -> set[str]:
+    """The files of the published layout, into an empty folder. Returns their names.
+
+    numbers    what to write for each of the model's tensors; asked for the tensors of one file at a time
+    most       bytes in a file
+    """
+    tensors = {published_name(name): t for name, t in model.state_dict().items()}
     dtype = model.image_newline.dtype
     for name, shape in unused_names(model.config.vision).items():
         # Readers that build the pooling head want to find it. If this model never had one, zeros will do: it is not run.
         tensors[name] = model.unused.get(name, torch.zeros(shape, dtype=dtype))
-    shards = _shards(tensors)
+    shards = _shards(tensors, most or SHARD_BYTES)
     for file, names in shards.items():
-        save_file({name: tensors[name] for name in names}, folder / file, metadata={"format": "pt"})
+        save_file({name: numbers(tensors[name]) for name in names}, folder / file, metadata={"format": "pt"})
     if len(shards) > 1:
         _write_json(folder / INDEX, {
             "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
             "weight_map": {name: file for file, names in shards.items() for name in names}})
-    _write_json(folder / "config.json", model.config.to_dict() | {"torch_dtype": str(dtype).removeprefix("torch.")})
+    about = {"torch_dtype": str(dtype).removeprefix("torch.")}
+    if model.bits:
+        about["quantization"] = quantization.description(model.bits)
+    _write_json(folder / "config.json", model.config.to_dict() | about)
     _write_json(folder / "processor_config.json", processor.config.to_dict())
     _write_json(folder / "tokenizer_config.json", {
         "tokenizer_class": "LlamaTokenizerFast", "bos_token": talk.BEGIN, "eos_token": talk.END, "pad_token": talk.PAD,
@@ -108,11 +180,10 @@ def verify(path: str | Path) -> list[str]:
     """All that is wrong with a checkpoint, a line each: missing, extra and misshapen tensors, and numbers that are not."""
     folder = Path(path)
     config, _ = _read_small_files(folder)
-    with torch.device("meta"):
-        model = build(config)
+    _, names = _empty(config, _saved_quantised(folder).get("bits"))
     files = _weight_files(folder)
     shapes = read_shapes(files)
-    problems = mismatches(published_names(model), shapes)
+    problems = mismatches(names, shapes)
     bar = tqdm(read_tensors(files), total=len(shapes), desc="reading every number", mininterval=0.5, leave=False)
     for name, tensor in bar:
         bad = tensor.numel() - int(tensor.isfinite().sum())
@@ -133,12 +204,28 @@ def read_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def read_tensors(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
-    """All tensors, memory-mapped: a file's pages are let go when none of its tensors is in use any more."""
+def read_tensors(files: Sequence[Path], unmapped: Collection[str] = ()) -> Iterator[tuple[str, Tensor]]:
+    """All tensors, memory-mapped: a file's pages are let go when none of its tensors is in use any more.
+
+    Those called `unmapped` are read into memory of their own, to be let go one by one. (The library would map, too, but
+    touch every tensor: of a file that is not in memory yet, that fetches the beginning of each.)
+    """
     for file in files:
-        with _opened(file) as handle:
+        with _opened(file) as handle, open(file, "rb") as plain:
+            start = 8 + int.from_bytes(plain.read(8), "little")
+            header = json.loads(plain.read(start - 8))
+            pages = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8)
             for name in handle.keys():      # noqa: SIM118
-                yield name, handle.get_tensor(name)
+                dtype, (first, end) = DTYPES.get(header[name]["dtype"]), header[name]["data_offsets"]
+                if dtype is None or (start + first) % dtype.itemsize:       # none of ours, but it may be somebody's
+                    yield name, handle.get_tensor(name)
+                    continue
+                raw = pages[start + first:start + end]
+                if name in unmapped:
+                    raw = torch.empty_like(raw)
+                    plain.seek(start + first)
+                    plain.readinto(memoryview(raw.numpy()))
+                yield name, raw.view(dtype).view(header[name]["shape"])
 
 
 def _opened(file: Path) -> safe_open:
@@ -201,12 +288,12 @@ def _read_small_files(folder: Path) -> tuple[Config, Processor]:
     return config, processor
 
 
-def _shards(tensors: dict[str, Tensor]) -> dict[str, list[str]]:
-    """Which names go into which file: files of at most SHARD_BYTES, named as published."""
+def _shards(tensors: dict[str, Tensor], most: int) -> dict[str, list[str]]:
+    """Which names go into which file: files of at most so many bytes, named as published."""
     parts: list[list[str]] = [[]]
     size = 0
     for name in sorted(tensors):
-        if size + tensors[name].nbytes > SHARD_BYTES and parts[-1]:
+        if size + tensors[name].nbytes > most and parts[-1]:
             parts.append([])
             size = 0
         parts[-1].append(name)

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minivl2.attention import LatentAttention, MultiHeadAttention, attend
+from minivl2 import attention
+from minivl2.attention import LatentAttention, MultiHeadAttention, attend, by_hand, in_pieces
 from minivl2.cache import LayerCache
+from minivl2.config import Config
 
 # left padding of each of two sequences of five tokens
 PADDINGS = st.tuples(st.integers(0, 3), st.integers(0, 3))
@@ -103,6 +105,31 @@ def test_to_attend_answers_in_the_type_of_the_query(learning):
     assert got.dtype == torch.bfloat16
 
 
+@given(st.integers(1, 7), st.integers(0, 4), st.integers(1, 5), st.sampled_from([1, 9, 30, 1000]), st.booleans(), SEEDS)
+def test_attending_in_pieces_is_attending_at_once(new, before, value_width, piece, masked, seed):
+    """Pieces of one query up to all, after earlier tokens or none, with padding, out of a room that is not full."""
+    q, room = small.numbers(2, 3, new, 4, seed=seed), small.numbers(2, 3, new + before + 2, 4, seed=seed + 1)
+    k, v = room[:, :, :-2], small.numbers(2, 3, new + before, value_width, seed=seed + 2)
+    padding = torch.tensor([[[0]], [[before]]])
+    key, query = torch.arange(new + before), torch.arange(before, new + before)[:, None]
+    seen = ((key <= query) & (key >= padding) | (key == query))[:, None] if masked else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "PIECE", piece)
+        assert_close(in_pieces(q, k, v, seen, 0.7), by_hand(q, k, v, seen, 0.7))
+
+
+def test_a_cpu_answers_in_bfloat16_in_pieces_and_learns_by_hand(monkeypatch):
+    ways = []
+    for name in ("by_hand", "fused", "in_pieces"):
+        way = getattr(attention, name)
+        monkeypatch.setattr(attention, name, lambda *a, way=way, name=name: ways.append(name) or way(*a))
+    q, k, v = (small.numbers(1, 1, 3, 4, seed=i, dtype=torch.bfloat16) for i in range(3))
+    answers = [attend(q, k, v), attend(q.requires_grad_(), k, v).detach(), attend(q.detach().float(), k.float(), v.float())]
+    assert ways == ["in_pieces", "by_hand", "fused"]
+    for answer in answers[:2]:
+        assert_close(answer.float(), answers[2], atol=0.02, rtol=0.02)
+
+
 @given(multi_heads, PADDINGS, st.booleans(), SEEDS)
 def test_multi_head_attention_is_the_papers_sums(cfg, paddings, learning, seed):
     s = Setting(cfg, paddings, seed=seed)
@@ -177,6 +204,25 @@ def test_one_new_token_is_absorbed_and_several_are_expanded(monkeypatch):
         monkeypatch.setattr(s.attention, name, lambda *a, way=way, name=name: ways.append(name) or way(*a))
     s.in_chunks([4, 1], LayerCache(5))
     assert ways == ["expanded", "absorbed"]
+
+
+@torch.no_grad()
+@given(st.integers(1, 3), PADDINGS, SEEDS)
+def test_a_short_question_after_a_long_picture_unpacks_nothing_and_is_the_papers_sums(question, paddings, seed):
+    s = Setting(small.language(), paddings, tokens=12 + question, seed=seed)
+    whole, cache = s.expected(), LayerCache(20)
+    s.in_chunks([12], cache)
+    s.attention.expanded = None         # not to be called from here on
+    new = slice(12, 12 + question)
+    got = s.attention(s.x[:, new], s.turn(s.positions[:, new]), s.seen[:, :, new], cache)
+    assert_close(got, whole[:, new])
+
+
+def test_when_unpacking_is_less_work_at_the_published_sizes():
+    with torch.device("meta"):
+        latent = LatentAttention(Config.named("small").language)
+    assert latent.few(1, 1) is False and latent.few(1, 2) and latent.few(1, 4096)
+    assert latent.few(30, 1053) and not latent.few(1023, 1023) and not latent.few(512, 1023)
 
 
 @torch.no_grad()

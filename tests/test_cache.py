@@ -52,3 +52,21 @@ def test_layers_remember_apart_and_the_cache_counts_tokens_and_bytes():
     cache.layers[0].append(torch.zeros(2, 1, 3, 4), torch.zeros(2, 1, 3, 2, dtype=torch.bfloat16))
     assert cache.layers[1].length == 0
     assert cache.bytes == 2 * 7 * (4 * 4 + 2 * 2)       # the whole room, filled or not
+
+
+@given(st.integers(1, 4), st.integers(1, 3))
+def test_a_forked_memory_is_the_same_for_every_row_and_its_own_afterwards(tokens, rows):
+    cache = Cache(layers=2, capacity=tokens)
+    real = torch.tensor([[t > 0 for t in range(tokens)]])
+    cache.append_real(real)
+    for i, layer in enumerate(cache.layers):
+        layer.append(small.numbers(1, 2, tokens, 4, seed=i), small.numbers(1, 1, tokens, 3, seed=9 + i))
+    forked = cache.fork(rows, capacity=tokens + 1)
+    assert forked.length == tokens
+    assert forked.append_real(torch.ones(rows, 1, dtype=torch.bool)).tolist() == [[*real[0].tolist(), True]] * rows
+    for old, new in zip(cache.layers, forked.layers, strict=True):
+        got = new.append(torch.ones(rows, 2, 1, 4), torch.ones(rows, 1, 1, 3))
+        for room, whole in zip(old.rooms, got, strict=True):
+            assert whole.shape[0] == rows and all(torch.equal(row[..., :-1, :], room[0]) for row in whole)
+            assert (whole[..., -1, :] == 1).all()
+        assert old.length == tokens     # and has no room for more: nothing was written there

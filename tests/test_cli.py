@@ -21,11 +21,11 @@ def run(capsys, *arguments):
 
 
 def test_the_module_runs_as_a_program():
-    done = subprocess.run([sys.executable, "-m", "minivl2", "inspect", "tiny"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-m", "minivl2", "inspect", "tiny"], capture_output=True, text=True)
     assert done.returncode == 0 and "3.3705 B" in done.stdout and "0.9947 B" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["ask", "xray", "play", "inspect", "verify", "eval", "download"])
+@pytest.mark.parametrize("command", ["ask", "xray", "play", "inspect", "verify", "eval", "bench", "quantize", "download"])
 def test_every_command_explains_itself_with_an_example(capsys, command):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
@@ -42,6 +42,27 @@ def test_ask_prints_what_the_reference_answers(capsys):
     batch = processor([{"role": "user", "content": f"<image>\n{question}"}], [PICTURE])
     wanted = processor.decode(minivl2.generate(model, batch, 8)[0].tolist())
     assert status == 0 and out.rstrip("\n") == wanted
+
+
+def test_ask_answers_several_questions_as_each_alone(capsys):
+    questions = ["what is it?", "where is the giraffe?", "why"]
+    alone = [run(capsys, "ask", PICTURE, q, "--weights", GOLDEN, "--max-new-tokens", 5)[1].rstrip("\n") for q in questions]
+    status, out, _ = run(capsys, "ask", PICTURE, *questions, "--weights", GOLDEN, "--max-new-tokens", 5)
+    assert status == 0 and out == "".join(f"{q}\n    {a}\n" for q, a in zip(questions, alone, strict=True))
+
+
+def test_the_boxes_of_several_answers_are_drawn_on_several_pictures(capsys, monkeypatch, tmp_path):
+    answers = ["none", "<|ref|>it<|/ref|><|det|>[[0, 0, 500, 500]]<|/det|>"]
+    monkeypatch.setattr(cli, "answer_each", lambda *args, **options: answers)
+    run(capsys, "ask", PICTURE, "what?", "where?", "--weights", GOLDEN, "--output", tmp_path / "found.png")
+    assert [file.name for file in tmp_path.iterdir()] == ["found-2.png"]
+
+
+@pytest.mark.parametrize("words, images", [
+    (["what?"], 0), (["a.png"], 0), ([PICTURE, "what?"], 1), ([PICTURE, PICTURE, "what?", "where?"], 2),
+    (["nowhere.JPG", "what?"], 1), (["Makefile", "what?"], 1), (["what?", "where?"], 0), (["is this a.b c?", "x"], 0)])
+def test_images_are_told_from_questions(words, images):
+    assert cli.images_and_questions(words) == (words[:images], words[images:])
 
 
 def test_ask_draws_the_boxes_of_the_answer(capsys, monkeypatch, tmp_path):
@@ -82,16 +103,28 @@ def test_images_can_be_placed_in_the_question(capsys, monkeypatch):
     (("ask", "nowhere.png", "what?", "--weights", GOLDEN), "nowhere.png does not exist"),
     (("ask", "Makefile", "what?", "--weights", GOLDEN), "not an image"),
     (("ask", "what?", "--weights", "nowhere"), "not a folder"),
+    (("ask", "what?", PICTURE, "where?", "--weights", GOLDEN), "stands after a question. First all images"),
     (("ask", PICTURE, "<image> and <image>?", "--weights", GOLDEN), "2 <image>, but 1 images"),
     (("xray", PICTURE, "what?", "--weights", GOLDEN, "-o", "nowhere/x.html"), "nowhere is not a folder"),
     (("inspect", "nowhere"), "does not exist"),
     (("verify", "tests"), "no config.json"),
+    (("ask", "what?", "--weights", GOLDEN, "--pack"), "only weights in bfloat16 are packed"),
     (("ask", "what?", "--weights", GOLDEN, "--temperature", "-1"), "temperature cannot be -1"),
 ])
 def test_a_mistake_gets_one_clear_line(capsys, arguments, words):
     status, out, err = run(capsys, *arguments)
     assert status == 1 and out.strip() == ""
     assert words in err and len(err.strip().splitlines()) == 1 and "Traceback" not in err
+
+
+def test_a_quantised_checkpoint_is_written_and_asked(capsys, tmp_path):
+    status, out, _ = run(capsys, "quantize", GOLDEN, "int8", "--to", tmp_path / "small", "--dtype", "float32")
+    assert status == 0 and "weights of 8 bits" in out
+    asked = [run(capsys, "ask", PICTURE, "what?", "--weights", folder, "--max-new-tokens", 6, *how)
+             for folder, *how in ((GOLDEN, "--quantize", "int8"), (tmp_path / "small",))]
+    assert asked[0] == asked[1] and asked[0][0] == 0
+    status, _, err = run(capsys, "ask", "what?", "--weights", tmp_path / "small", "--quantize", "int4")
+    assert status == 1 and "holds weights of 8 bits already" in err
 
 
 def test_verify_says_that_a_checkpoint_is_whole(capsys):
@@ -149,3 +182,11 @@ def test_eval_prints_scores_as_its_last_line(capsys, monkeypatch):
     result = json.loads(out.splitlines()[-1])
     assert status == 0 and set(result) == {"scores", "guess", "n", "mean_iou", "iou_50"}
     assert result["n"]["count"] == 2 and 0 <= result["scores"]["count"] <= 1
+    status, out, _ = run(capsys, "eval", GOLDEN, "--kinds", "scenes", "--per-task", 1, "--quantize", "int8", "--json")
+    alike = json.loads(out.splitlines()[-1])["against_plain"]
+    assert status == 0 and alike["kl"] > 0 and 0 <= alike["same_likeliest"] <= 1 and "against the weights as they are" in out
+
+
+def test_a_checkpoint_is_not_rounded_over_itself(capsys):
+    status, _, said = run(capsys, "quantize", GOLDEN, "int8", "--to", f"{GOLDEN}/../mla")
+    assert status == 1 and "name another folder with --to" in said

@@ -233,6 +233,38 @@ def test_answers_are_weighed_and_summed_in_float32_and_rounded_once():
     got = moe.routed(tokens, Routing(experts, weights, torch.empty(len(tokens), 4)))
     exact = (tokens.double()[:, None] * 2.0**experts[..., None] * weights.double()[..., None]).sum(1)
     assert_close(got, exact.bfloat16(), atol=0, rtol=0)
+    for i in range(len(tokens)):
+        one = slice(i, i + 1)
+        alone = moe.direct(tokens[one], Routing(experts[one], weights[one], torch.empty(1, 4)))
+        assert_close(alone, got[one], atol=0, rtol=0)
+
+
+@given(gates(), SEEDS)
+def test_a_token_alone_gets_directly_what_sorting_would_give_it(cfg, seed):
+    moe = small.randomised(MixtureOfExperts(cfg), seed)
+    token = small.numbers(1, cfg.hidden_size, seed=seed)
+    routing = moe.gate(token)
+    assert_close(moe.direct(token, routing), moe.routed(token, routing), atol=0, rtol=0)
+
+
+@torch.no_grad()
+def test_many_tokens_are_summed_piece_by_piece_as_few_are():
+    """2**18 numbers a piece: here three pieces, the last of them shorter."""
+    moe = small.randomised(MixtureOfExperts(small.language(num_experts_per_tok=4)))
+    x = small.numbers(1, 2 * 2**12 + 5, 16)
+    assert_close(moe(x)[0], torch.cat([moe(some)[0] for some in x.split(1000, 1)], 1))
+
+
+@torch.no_grad()
+def test_only_the_experts_a_token_is_sent_to_are_looked_at():
+    """One of the others would be an error. One token goes directly, two are sorted."""
+    moe = small.randomised(MixtureOfExperts(small.language(n_routed_experts=8, num_experts_per_tok=2)))
+    for tokens in (small.numbers(1, 1, 16), small.numbers(1, 1, 16).expand(1, 2, 16)):
+        chosen = moe.gate(tokens[0]).experts[0].tolist()
+        want, everyone = moe(tokens)[0], list(moe.experts)
+        moe.experts = nn.ModuleList(expert if e in chosen else None for e, expert in enumerate(everyone))
+        assert_close(moe(tokens)[0], want, atol=0, rtol=0)
+        moe.experts = nn.ModuleList(everyone)
 
 
 # ------------------------------------------------------------------------------------------ balance

@@ -1,7 +1,9 @@
 """The pictures that explain the model are drawn from the model's own numbers."""
 
 import base64
+import json
 import re
+import subprocess
 import sys
 import types
 import xml.etree.ElementTree as xml
@@ -158,3 +160,34 @@ def test_a_batch_is_drawn_token_by_token_with_its_padding(processor, training):
     assert drawn.count((colour("none"), 0)) + drawn.count((colour("none"), 1)) == 1         # the shorter row's padding
     right = [max(p.get_x() + p.get_width() for p in figure.axes[0].patches if round(p.get_y()) == row) for row in (0, 1)]
     assert right[0] == pytest.approx(right[1])
+
+
+def found(**changes):
+    """What bench would print of a machine that does 100 GFLOP/s and reads 10 GB/s."""
+    return {
+        "limits": {"matrix_gflops": 100.0, "memory_gb_per_second": 10.0},
+        "measured": {"vision": 2.0, "decode": 5.0, "transformers: decode": 1.0},
+        "fraction": {"vision": 0.8, "decode": 0.5, "transformers: decode": 0.1},
+        "needs": {"vision": {"limit": "flops", "flops": 40e9, "bytes": 1e8},
+                  "decode": {"limit": "bytes", "flops": 2e9, "bytes": 1e9},
+                  "transformers: decode": {"limit": "bytes", "flops": 2e9, "bytes": 1e9}},
+        "about": {"model": "tiny", "quantize": "int4", "dtype": "bfloat16", "pack": False, "threads": 2,
+                  "processor": "p"}} | changes
+
+
+def test_the_roofline_puts_each_figure_under_its_limit():
+    axis, = figures.roofline(found()).axes
+    dots = {tuple(line.get_xydata()[0]): line.get_markerfacecolor() for line in axis.lines if line.get_marker() == "o"}
+    assert set(dots) == {(400.0, 80.0), (2.0, 10.0), (2.0, 2.0)}       # operations a byte, GFLOP/s
+    assert dots[2.0, 2.0] == "white" != dots[2.0, 10.0]                 # a peer is hollow
+    lines = [line.get_xydata() for line in axis.lines if line.get_linestyle() == "--"]
+    assert {(x, top) for (x, _), (_, top) in lines} == {(400.0, 100.0), (2.0, 20.0)}       # up to the roof
+    said = " ".join(text.get_text() for text in axis.texts)
+    assert "vision  80%" in said and "transformers: decode  10%" in said and "int4" in axis.get_title(loc="left")
+
+
+def test_the_roofline_is_drawn_from_the_last_line_of_what_bench_printed(tmp_path):
+    (tmp_path / "bench.txt").write_text(f"a table\n{json.dumps(found())}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "minivl2.figures", tmp_path / "roof.png", tmp_path / "bench.txt"]
+    subprocess.run(command, check=True)
+    assert (tmp_path / "roof.png").stat().st_size > 10_000

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from minivl2.batch import Batch, pad_left
+from minivl2.batch import Batch, common_start, pad_left
 from minivl2.cache import Cache
-from minivl2.generation import generate, one_by_one, penalise, sample, stream, write
+from minivl2.generation import answer_each, generate, one_by_one, penalise, sample, stream, write
 from minivl2.model import DeepSeekVL2
 
 END = 1
@@ -68,6 +68,57 @@ def test_a_batch_is_answered_as_its_members_are_alone_however_it_is_read(process
     together = generate(model, processor.batch(alone), 6, prefill_chunk=chunk)
     for row, batch in zip(together, alone, strict=True):
         assert row.tolist() == from_scratch(model, batch, 6)
+
+
+# ------------------------------------------------------------------------------------------ several questions, one picture
+
+QUESTIONS = ["what is it?", "what", "how many red things are there, and where?"]
+
+
+@torch.no_grad()
+@each_kind
+@settings(max_examples=6)
+@given(seed=st.integers(0, 99), chunk=st.one_of(st.none(), st.integers(1, 60)), images=st.integers(0, 2))
+def test_questions_asked_together_get_the_answers_they_get_alone(processor, kind, seed, chunk, images):
+    model = model_of(kind, seed, end=-1)
+    pictures = [small.picture(80, 40), small.picture(42, 42, seed=1)][:images]
+    together = answer_each(model, processor, QUESTIONS, pictures, 6, prefill_chunk=chunk)
+    for question, answer in zip(QUESTIONS, together, strict=True):
+        batch = processor(small.ask("<image>\n" * images + question), pictures)
+        assert answer == processor.decode(from_scratch(model, batch, 6))
+
+
+@torch.no_grad()
+def test_several_questions_share_one_look_at_the_picture_and_one_reading(processor):
+    model, looked, read = model_of(end=-1), [], []
+    model.vision.register_forward_hook(lambda _, inputs, __: looked.append(len(inputs[0])))
+    model.decoder.register_forward_hook(lambda _, inputs, __: read.append(tuple(inputs[0].shape[:2])))
+    answer_each(model, processor, QUESTIONS, [small.picture(80, 40)], 3)
+    ids = [processor(small.ask(f"<image>\n{question}"), [small.picture(80, 40)]) for question in QUESTIONS]
+    start, longest = common_start(ids), max(b.input_ids.shape[1] for b in ids)
+    assert looked == [3]        # tiles: a global view and two local ones
+    assert start > ids[0].image_mask.sum() and read == [(1, start), (3, longest - start), (3, 1), (3, 1)]
+
+
+@torch.no_grad()
+def test_pictures_placed_differently_in_each_question_have_no_common_start(processor):
+    model, pictures = model_of(end=-1), [small.picture(42, 42)]
+    questions = ["<image> what is it?", "is <image> red?"]
+    for question, answer in zip(questions, answer_each(model, processor, questions, pictures, 4), strict=True):
+        assert answer == processor.decode(from_scratch(model, processor(small.ask(question), pictures), 4))
+
+
+def test_a_common_start_leaves_each_conversation_something_to_say():
+    assert common_start([text_batch([3, 4, 5, 6]), text_batch([3, 4, 7, 6])]) == 2
+    assert common_start([text_batch([3, 4, 5, 6]), text_batch([3, 4])]) == 1
+    assert common_start([text_batch([3, 4, 5]), text_batch([3, 4, 5])]) == 2
+    assert common_start([text_batch([3, 4, 5, 6]), text_batch([9, 4, 5, 6])]) == 0
+
+
+def test_what_is_remembered_counts_towards_the_context(processor):
+    model = model_of(max_position_embeddings=40)
+    with pytest.raises(ValueError, match=r"\d+ tokens do not fit the model's context of 40"):
+        answer_each(model, processor, ["what is it? " * 9, "what?"], [small.picture(42, 42)], 4)
 
 
 # ------------------------------------------------------------------------------------------ a model that says what we want

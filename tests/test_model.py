@@ -1,6 +1,8 @@
 """The whole model: pictures in their places, the loss, and the gradients."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import reference
@@ -216,6 +218,26 @@ def test_a_model_is_built_from_a_name_a_dictionary_or_a_config():
     assert shapes[0] == shapes[1] == shapes[2]
     with pytest.raises(ConfigError, match="no size is called 'huge'; there are toy, tiny, small, base"):
         build("huge")
+
+
+def test_a_model_to_be_filled_is_built_without_drawing_or_getting_ready_to():
+    """In a fresh process, as here others may have got torch ready already."""
+    script = """if True:
+        import sys, torch
+        from minivl2.model import NothingDrawn, build
+        torch.manual_seed(0)
+        with torch.device("meta"), NothingDrawn():
+            model = build("toy")
+        assert "torch._dynamo" not in sys.modules
+        with NothingDrawn():
+            build("toy")
+        first = torch.rand(1)
+        torch.manual_seed(0)
+        assert torch.rand(1) == first
+        shapes = {name: t.shape for name, t in model.state_dict().items()}
+        assert shapes == {name: t.shape for name, t in build("toy").state_dict().items()}
+    """
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 @torch.no_grad()

@@ -6,8 +6,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
-from minivl2 import Config, cli, cost
+from minivl2 import Config, cli, cost, roofline
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -72,6 +73,24 @@ def test_the_table_of_models_is_what_inspect_says():
         assert cell("weights in bfloat16") == cost.human(2 * total)
         routed = f"{lang.n_routed_experts} / {lang.num_experts_per_tok} / {lang.n_shared_experts}"
         assert cell("experts: routed / chosen / shared") == routed
+
+
+def test_the_page_on_speed_counts_as_the_program_does_and_its_commands_are_understood():
+    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    rows = {line.split("|")[1].strip(): line.split("|")[2:5] for line in page.splitlines() if line.startswith("| a ")}
+    for column, name in enumerate(("tiny", "small", "base")):
+        config = Config.named(name)
+        wanted = (f"{roofline.vision_flops(config) / 1e12:.2f} T", f"{roofline.prompt_flops(config, 1024) / 1024e9:.2f} G",
+                  f"{roofline.plain_word_bytes(config, 1024, torch.bfloat16) / 1e9:.2f} GB")
+        assert tuple(row[column].strip() for row in rows.values()) == wanted
+    commands = [line.split("#")[0] for line in page.splitlines() if line.startswith("minivl2 ")]
+    assert len(commands) == 4
+    for command in commands:
+        assert callable(cli._parser().parse_args(shlex.split(command.split("|")[0])[1:]).command)
+    for module in re.findall(r"`(\w+\.py)`", page):
+        assert (ROOT / "minivl2" / module).exists(), module
+    for module, name in re.findall(r"`(\w+)\.py`, `(\w+)`", page):
+        assert f"def {name}(" in (ROOT / "minivl2" / f"{module}.py").read_text(encoding="utf-8"), name
 
 
 def test_its_links_and_pictures_are_there():

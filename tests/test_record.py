@@ -5,9 +5,9 @@ import itertools
 import pytest
 import small
 import torch
-from torch.nn import functional as F
 from torch.testing import assert_close
 
+from minivl2.attention import attend
 from minivl2.generation import generate, write
 from minivl2.model import DeepSeekVL2, without_twins
 from minivl2.record import Ears, watch
@@ -101,8 +101,8 @@ def test_ears_hear_a_mask_and_only_the_rows_and_queries_they_are_to_keep(rows):
     seen[..., 0] = True
     heard = []
     with Ears(rows, slice(1, 3), heard.append):
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=0.7)
-    assert torch.equal(out, F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=0.7))
+        out = attend(q, k, v, seen, 0.7)
+    assert torch.equal(out, attend(q, k, v, seen, 0.7))
     assert_close(heard[0] @ v[rows], out[rows][:, :, 1:3])
     assert len(heard) == 1
 

@@ -144,7 +144,7 @@ def keys_only_absorbed(self, q_nope, q_rope, latent, k_rope, seen):
     return weights @ torch.einsum("bsc,hvc->bhsv", latent[:, 0], W_uv)
 
 
-BY_NUMBER = "self.absorbed if cache is not None and x.shape[1] == 1 else self.expanded"
+BY_NUMBER = "self.absorbed if cache is not None and self.few(x.shape[1], latent.shape[2]) else self.expanded"
 
 EXERCISES = (
     Exercise("attention.attend", "to_attend", some_attention, (
@@ -200,11 +200,11 @@ EXERCISES = (
                 "the projections give head after head, d numbers each: (H, d), not (d, H)."),
         Mistake("no output projection", {"self.o_proj(mixed": "(mixed"},
                 "the heads' answers are laid side by side and not mixed: o_proj is missing."),
-        Mistake("mask forgotten", {"(sharing, 1), seen)": "(sharing, 1))"},
+        Mistake("mask forgotten", {"attend(q, k, v, seen)": "attend(q, k, v)"},
                 "the mask is not handed on: everyone sees everything."),
         Mistake("only the new ones", {"k, v = cache.append(k, v)": "cache.append(k, v)"}),
         Mistake("remembered once per query head", remembered_once_per_query_head),
-        Mistake("scaled twice", {"(sharing, 1), seen)": "(sharing, 1), seen, 1 / self.head_dim)"}),
+        Mistake("scaled twice", {"attend(q, k, v, seen)": "attend(q, k, v, seen, 1 / self.head_dim)"}),
     )),
     Exercise("attention.LatentAttention.expanded", "(latent or chunks or both_forms) and not transformers",
              in_form("expanded"), (
@@ -237,10 +237,9 @@ EXERCISES = (
         Mistake("scale of the latent", {"* self.scale": "* (self.C + self.R) ** -0.5"},
                 "the query that meets the latents is C + R wide, but the score is that of a query of N + R: the sum is only "
                 "regrouped, so the scale stays self.scale."),
-        Mistake("scale on one part", {"(q_latent @ latent.mT + q_rope @ k_rope.mT) * self.scale":
-                                      "q_latent @ latent.mT * self.scale + q_rope @ k_rope.mT"},
+        Mistake("scale on one part", {"F.linear(rotary, r)": "F.linear(rotary, r) / self.scale"},
                 "only the content's score is scaled. Both parts are one dot product: scale their sum."),
-        Mistake("no position", {" + q_rope @ k_rope.mT": ""}, "the rotary part of the score is missing."),
+        Mistake("no position", {" + F.linear(rotary, r)": ""}, "the rotary part of the score is missing."),
         Mistake("keys and values swapped", {"W_uk, W_uv =": "W_uv, W_uk ="},
                 "the two matrices are swapped: each head's first N rows make its key, the last v its value."),
         Mistake("no mask", {".masked_fill(~seen, -torch.inf)": ""}, "seen is not used: everyone sees everything."),

@@ -50,7 +50,7 @@ def grown_by_concatenation(self, *new):
 
 
 EXERCISES = (
-    Exercise("cache.LayerCache.append", "", some_memory, (
+    Exercise("cache.LayerCache.append", "not forked", some_memory, (
         Mistake("only the new ones", only_the_last,
                 "you give back the new tokens only. Attention wants all of them, the earlier ones first."),
         Mistake("newest first", newest_first, "the newest tokens come first in yours; they belong after the earlier ones."),

@@ -131,16 +131,16 @@ EXERCISES = (
     )),
     Exercise("experts.MixtureOfExperts.routed",
              "(mixture or own_answer or nobody or gradients or rounded) and not transformers", some_visits, (
-        Mistake("answers not brought back", {".index_copy(0, order, answers)": ".copy_(answers)"},
+        Mistake("answers not brought back", {".index_copy_(0, order, answers)": ".copy_(answers)"},
                 "each expert is right, but the answers stay sorted by expert: every token gets another token's. Undo the "
                 "sorting before you sum."),
-        Mistake("brought back the wrong way", {".index_copy(0, order, answers)": ".copy_(answers[order])"},
+        Mistake("brought back the wrong way", {".index_copy_(0, order, answers)": ".copy_(answers[order])"},
                 "sorting is undone by writing to the sorted places, out[order] = answers, not by reading, answers[order]. "
                 "The two are equal only when the permutation is its own inverse."),
         Mistake("visit i is token i mod n", {"order // K": "order % n"},
                 "you take visit i for token i % n. The visits are read row by row from (n, K): visit i is token i // K."),
         Mistake("unweighted", mean_of_the_chosen, "the experts' answers are averaged; each shall count by routing.weights."),
-        Mistake("summed without weights", {"by_visit * routing.weights[..., None]": "by_visit"},
+        Mistake("summed without weights", {"visits * weights[..., None]": "visits"},
                 "the experts' answers are added up; each shall count by routing.weights."),
         Mistake("first weight for all", weights_by_rank,
                 "every expert of a token gets the weight of the first; weights[i, k] belongs to experts[i, k]."),
