@@ -22,6 +22,7 @@ from minivl2 import cost, figures, grounding, tiling
 from minivl2.config import SIZES
 from minivl2.places import fitted, frames, places
 from minivl2.processor import TILED_UP_TO
+from minivl2.record import likeliest
 from minivl2.visual_tokens import count
 
 if TYPE_CHECKING:
@@ -223,11 +224,9 @@ def reading_of(seen: XRay) -> dict:
             rows[c, n, : weights.shape[-1]] = weights[layer].mean(0) if head == MEAN else weights[layer, head]
     likely = []
     for step, token in zip(steps, seen.answer, strict=True):
-        probabilities = step.logits.float().softmax(-1)
-        top = probabilities.topk(5)
         likely.append({
-            "chosen": [spoken(seen.processor.tokenizer, token), float(probabilities[token])],
-            "top": [[int(t), spoken(seen.processor.tokenizer, int(t)), float(p)] for p, t in zip(*top, strict=True)]})
+            "chosen": [spoken(seen.processor.tokenizer, token), float(step.logits.float().softmax(-1)[token])],
+            "top": [[t, spoken(seen.processor.tokenizer, t), p] for t, p in likeliest(step.logits, 5)]})
     return {
         "layers": lang.num_hidden_layers, "shown": len({layer for layer, _ in kept}),
         "whole": len(kept) == lang.num_hidden_layers * (lang.num_attention_heads + 1),

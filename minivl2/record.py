@@ -1,7 +1,7 @@
 """What happens inside one answer, written down while it is given.
 
 Source   hooks of torch modules, and torch.overrides.TorchFunctionMode.
-Tests    tests/test_record.py                 Letters    the legend in minivl2/config.py
+Lesson   lessons/00_what_it_does.ipynb        Tests    tests/test_record.py        Letters    the legend in config.py
 
     with watch(model) as record:
         tokens = list(write(model, batch, 60))
@@ -51,6 +51,12 @@ class Record:
     def routing(self, layer: int) -> Routing:
         """Of all tokens read, in order."""
         return Routing(*(torch.cat(parts) for parts in zip(*self.gates[layer], strict=True)))
+
+
+def likeliest(logits: Tensor, k: int) -> list[tuple[int, float]]:
+    """logits (V,) -> the k likeliest tokens, the likeliest first, each with its probability among all V."""
+    probabilities, tokens = logits.float().softmax(-1).topk(k)      # bfloat16 has 3 digits: too few to add up to 1
+    return list(zip(tokens.tolist(), probabilities.tolist(), strict=True))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import small
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minivl2.conversation import ASSISTANT, BEGIN, END, IMAGE, PAD, ConversationError, count_images, pieces
+from minivl2.conversation import ASSISTANT, BEGIN, END, IMAGE, PAD, ConversationError, about, count_images, pieces
 
 TEXT = st.text(st.sampled_from("ab \n\t:<|>é"), max_size=8)
 USER = st.lists(TEXT, min_size=1, max_size=4).map(IMAGE.join)
@@ -73,6 +73,18 @@ def test_only_answers_and_their_ends_are_learned():
 
 def test_images_are_counted():
     assert count_images(talk_of(None, ["<image><image>", "b", "<image>"])) == 3
+
+
+@pytest.mark.parametrize("question, images, content", [
+    ("what is it?", 0, "what is it?"),
+    ("what is it?", 1, "<image>\nwhat is it?"),
+    ("what differs?", 3, "<image>\n<image>\n<image>\nwhat differs?"),
+    ("is <image> like <image>?", 2, "is <image> like <image>?"),
+    ("is it in <image>?", 3, "<image>\n<image>\nis it in <image>?"),
+    ("is it in <image>?", 0, "is it in <image>?"),          # the processor will say that an image is missing
+])
+def test_a_question_about_images_shows_first_those_that_it_does_not_place_itself(question, images, content):
+    assert about(question, images) == [{"role": "user", "content": content}]
 
 
 def test_the_published_names_of_the_roles_are_understood():

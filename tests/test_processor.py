@@ -226,6 +226,15 @@ def test_decoding_stops_at_the_end_and_keeps_special_tokens(processor):
     end = processor.special_ids[END]
     assert processor.decode(ids) == processor.decode(torch.tensor([*ids, end, *ids]).tolist()) == text
     assert processor.decode([end]) == processor.decode([]) == ""
+    assert processor.decode([*ids, end, end, *ids, end]) == text        # a row of a batch is filled up with ends
+
+
+def test_decoding_reads_a_letter_of_several_tokens_as_one(processor):
+    ids = processor.tokenizer.encode("狐 é", add_special_tokens=False).ids
+    assert len(ids) > 3 and processor.decode(ids) == "狐 é"
+    given = list(ids)
+    processor.decode(given)
+    assert given == ids
 
 
 # ------------------------------------------------------------------------------------------ its file

@@ -1,16 +1,19 @@
 """What is written down is what the answer was made from, and writing it down changes nothing."""
 
 import itertools
+import math
 
 import pytest
 import small
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from minivl2.attention import attend
 from minivl2.generation import generate, write
 from minivl2.model import DeepSeekVL2, without_twins
-from minivl2.record import Ears, watch
+from minivl2.record import Ears, likeliest, watch
 
 KINDS = {"multi-head": small.MULTI_HEAD, "latent": {}, "query latent": small.QUERY_LATENT, "sigmoid": small.SIGMOID,
          "groups": small.GROUPS}
@@ -49,6 +52,35 @@ def test_the_answer_is_the_same_and_its_logits_are_those_recorded(processor, kin
         assert torch.equal(step.logits, wanted)         # to the last bit: nothing was computed another way
         assert int(step.logits.argmax()) == token
     assert record.ids == batch.input_ids[0].tolist() + alone[:-1]       # the last token is written, never read
+
+
+def test_the_likeliest_come_first_with_their_probabilities_among_all():
+    logits = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15]).log() + 7         # a constant changes no probability
+    got = likeliest(logits, 3)
+    assert [token for token, _ in got] == [1, 3, 4]
+    assert [p for _, p in got] == pytest.approx([0.4, 0.3, 0.15])        # of five, not of three
+    assert all(type(token) is int and type(p) is float for token, p in got)     # plain numbers, for JSON
+    assert sum(p for _, p in likeliest(logits, 5)) == pytest.approx(1)
+
+
+@given(st.lists(st.integers(-40, 40), min_size=1, max_size=12, unique=True), st.data())
+def test_the_likeliest_are_those_with_the_largest_logits(quarters, data):
+    values = [quarter / 4 for quarter in quarters]          # far enough apart to have different probabilities
+    k = data.draw(st.integers(1, len(values)))
+    before = torch.tensor(values)
+    logits = before.clone()
+    got = likeliest(logits, k)
+    assert [token for token, _ in got] == sorted(range(len(values)), key=lambda i: -values[i])[:k]
+    total = sum(math.exp(value - max(values)) for value in values)
+    for token, p in got:
+        assert p == pytest.approx(math.exp(values[token] - max(values)) / total, abs=1e-6)
+    assert torch.equal(logits, before)
+
+
+def test_the_likeliest_of_half_precision_have_probabilities_in_full():
+    logits = (small.numbers(600) / 4).bfloat16()
+    assert sum(p for _, p in likeliest(logits, 600)) == pytest.approx(1, abs=1e-5)
+    assert likeliest(logits, 9) == likeliest(logits.float(), 9)
 
 
 @each_kind

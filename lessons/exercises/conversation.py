@@ -1,4 +1,4 @@
-"""Exercises on minivl2/conversation.py, of lesson 07. Graded by tests/test_conversation.py."""
+"""Exercises on minivl2/conversation.py, of lessons 00 and 07. Graded by tests/test_conversation.py."""
 
 from minivl2 import conversation
 from minivl2.grading.exercise import Exercise, Mistake
@@ -18,7 +18,34 @@ def some_lines():
     return [[tuple(piece) for piece in line] for line in lines]
 
 
+def some_questions():
+    return [conversation.about(question, images) for question, images in (
+        ("q", 0), ("q", 1), ("q", 3), ("a <image> b", 1), ("<image> a <image>", 3), ("a <image> b", 3))]
+
+
 EXERCISES = (
+    Exercise("conversation.about", "question_about_images", some_questions, (
+        Mistake("images after the question", {"* max(0, images - question.count(IMAGE)) + question":
+                                              "* 0 + question + f\"\\n{IMAGE}\" * max(0, images - question.count(IMAGE))"},
+                "the images come after the question. The model has learned to be shown a picture first, and then asked."),
+        Mistake("no line end", {'f"{IMAGE}\\n"': 'f"{IMAGE}"'},
+                "there is no line end after an image. The model never saw a question glued to a picture."),
+        Mistake("a space for a line end", {'f"{IMAGE}\\n"': 'f"{IMAGE} "'},
+                "after an image comes a line end, \"\\n\", not a space: that is another token."),
+        Mistake("placed ones again", {"max(0, images - question.count(IMAGE))": "images"},
+                "images that the question places itself are shown once more before it: there are more <image> than "
+                "images. Count those that are there."),
+        Mistake("one is enough", {"max(0, images - question.count(IMAGE))": "(images > question.count(IMAGE))"},
+                "you put one <image>, however many images there are. Each image needs its own."),
+        Mistake("none if one is placed", {"max(0, images - question.count(IMAGE))": "images * (IMAGE not in question)"},
+                "as soon as the question places one image, the others are shown nowhere."),
+        Mistake("the assistant asks", {'"role": "user"': '"role": "assistant"'},
+                "the role is \"assistant\": so the model would have said this itself, and nobody asked it anything."),
+        Mistake("a message, no list", {"return [{": "return {", "question}]": "question}"},
+                "that is one message. A conversation is a list of messages, here a list of one."),
+        Mistake("one line end for all", {'f"{IMAGE}\\n" * max(0, images - question.count(IMAGE)) + question':
+                                         'IMAGE * max(0, images - question.count(IMAGE)) + "\\n" + question'}),
+    )),
     Exercise("conversation.line_of", "not refused", some_lines, (
         Mistake("a space before the answer", {"{ASSISTANT}:": "{ASSISTANT}: "},
                 "a space stands between <|Assistant|>: and the answer. Tokenised, \"yes\" and \" yes\" are two "

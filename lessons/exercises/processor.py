@@ -1,4 +1,4 @@
-"""Exercises on minivl2/processor.py, of lesson 07. Graded by tests/test_processor.py."""
+"""Exercises on minivl2/processor.py, of lessons 00 and 07. Graded by tests/test_processor.py."""
 
 import small
 
@@ -37,7 +37,50 @@ def one_length_for_all(self, line, grids):
     return ids, labels
 
 
+def some_answers():
+    processor = small.processor(TESTS / "goldens")
+    end = processor.special_ids[END]
+    ids = processor.tokenizer.encode("<|ref|>狐 the fox<|/ref|>", add_special_tokens=False).ids
+    return [processor.decode(row) for row in ([*ids, end], ids, [end], [*ids, end, *ids[:3], end])]
+
+
+def letter_by_letter(self, ids):
+    text = ""
+    for i in ids:
+        if i == self.special_ids[END]:
+            break
+        text += self.tokenizer.decode([i], skip_special_tokens=False)
+    return text
+
+
+def to_the_last_end(self, ids):
+    ids, end = list(ids), self.special_ids[END]
+    if end in ids:
+        ids = ids[: len(ids) - 1 - ids[::-1].index(end)]
+    return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+
 EXERCISES = (
+    Exercise("processor.Processor.decode", "decoding", some_answers, (
+        Mistake("the end is said", {"ids.index(end)]": "ids.index(end) + 1]"},
+                "the end token is part of your text. It says that the answer is over, and is no part of it."),
+        Mistake("tags dropped", {"skip_special_tokens=False": "skip_special_tokens=True"},
+                "<|ref|> and the like are gone: the tokenizer leaves special tokens out unless told "
+                "skip_special_tokens=False. Without them a box cannot be read."),
+        Mistake("there is always an end", {" if end in ids else ids": ""},
+                "an answer that was cut off has no end token, and yours is an error there. Then all of it is the answer."),
+        Mistake("the end taken out", {"ids[: ids.index(end)] if end in ids else ids": "[i for i in ids if i != end]"},
+                "you take the end tokens out and keep what stands behind. Nothing after the first end is the answer's."),
+        Mistake("the last is always the end", {"ids[: ids.index(end)] if end in ids else ids": "ids[:-1]"},
+                "you drop the last token, whatever it is. Look for the end: it may come earlier, or not at all."),
+        Mistake("token by token", letter_by_letter,
+                "you decode each token by itself. A token may be half of a letter, which by itself is no text: decode "
+                "all of them together."),
+        Mistake("to the last end", to_the_last_end,
+                "you stop at the last end. The answer is over at the first."),
+        Mistake("what comes after", {"ids[: ids.index(end)]": "ids[ids.index(end) + 1 :]"}),
+        Mistake("padding for the end", {"self.special_ids[talk.END]": "self.special_ids[talk.PAD]"}),
+    )),
     Exercise("processor.Processor.spell",
              "(ids_are or each_image or nothing_is_merged or learned or tokenizers_own) and not padding", a_spelling, (
         Mistake("one token an image", {" * count(next(remaining), self.config.side)": ""},
