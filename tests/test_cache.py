@@ -52,3 +52,10 @@ def test_layers_remember_apart_and_the_cache_counts_tokens_and_bytes():
     cache.layers[0].append(torch.zeros(2, 1, 3, 4), torch.zeros(2, 1, 3, 2, dtype=torch.bfloat16))
     assert cache.layers[1].length == 0
     assert cache.bytes == 2 * 7 * (4 * 4 + 2 * 2)       # the whole room, filled or not
+
+
+@given(st.lists(st.integers(1, 3), max_size=3))
+def test_tokens_are_counted_along_the_last_dimension_but_one(before):
+    x, cache = small.numbers(*before, 3, 2), LayerCache(3)
+    cache.append(x[..., :1, :])
+    assert torch.equal(cache.append(x[..., 1:, :])[0], x) and cache.length == 3
