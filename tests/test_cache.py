@@ -70,3 +70,10 @@ def test_a_forked_memory_is_the_same_for_every_row_and_its_own_afterwards(tokens
             assert whole.shape[0] == rows and all(torch.equal(row[..., :-1, :], room[0]) for row in whole)
             assert (whole[..., -1, :] == 1).all()
         assert old.length == tokens     # and has no room for more: nothing was written there
+
+
+@given(st.lists(st.integers(1, 3), max_size=3))
+def test_tokens_are_counted_along_the_last_dimension_but_one(before):
+    x, cache = small.numbers(*before, 3, 2), LayerCache(3)
+    cache.append(x[..., :1, :])
+    assert torch.equal(cache.append(x[..., 1:, :])[0], x) and cache.length == 3

@@ -327,9 +327,10 @@ def test_the_balance_loss_reaches_the_gates_weights():
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.sampled_from([0.01, 0.25]), SEEDS)
 def test_the_bias_moves_a_fixed_step_towards_balance(chosen, step, seed):
     gate = small.randomised(Gate(small.language(**small.SIGMOID)), seed)
-    want = reference.step_bias(gate.bias.tolist(), chosen, step)
+    bias, want = gate.bias, reference.step_bias(gate.bias.tolist(), chosen, step)
     gate.step_bias(torch.tensor(chosen).flatten().bincount(minlength=len(gate.bias)), step=step)
     assert gate.bias.tolist() == pytest.approx(want)
+    assert gate.bias is bias        # moved in place
 
 
 def test_moving_the_bias_balances_the_load():

@@ -343,3 +343,31 @@ def test_a_stream_is_the_answer_in_pieces(processor):
 def test_a_stream_stops_before_the_end_token(processor):
     ids = processor.tokenizer.encode("yes", add_special_tokens=False).ids
     assert told(processor, [*ids, END, *ids]) == told(processor, ids)
+
+
+# ------------------------------------------------------------------------------------------ rows, signs, other end tokens
+
+
+@pytest.mark.parametrize("end", [1, 4])
+def test_an_answer_ends_with_the_end_token_of_the_configuration(end):
+    model = Scripted(says([2, 5 - end, 3, 3, 3], [2, 3, end, 2, 3], [end, 3, 3, 3, 3]))
+    model.config.language.eos_token_id = end
+    assert generate(model, text_batch([3], [3], [3]), 4).tolist() == [
+        [2, 5 - end, 3, 3], [2, 3, end, end], [end, end, end, end]]
+
+
+def test_every_row_is_drawn_from_its_own_probabilities_and_nucleus():
+    """Row by row: surely 2, surely 0, and two that are equally likely."""
+    p = torch.tensor([[0.01, 0.01, 0.98], [0.98, 0.01, 0.01], [0.02, 0.49, 0.49]])
+    random = torch.Generator().manual_seed(0)
+    rows = torch.stack([sample(p.log(), 1.0, 0.9, random) for _ in range(200)], dim=1)
+    assert [row.unique().tolist() for row in rows] == [[2], [0], [1, 2]]
+
+
+@given(st.lists(st.floats(-3, 3), min_size=4, max_size=4), st.lists(st.integers(0, 3), max_size=5),
+       st.sampled_from([0.5, 1.0, 1.25, 2.0]))
+def test_a_repeated_token_is_divided_above_zero_and_multiplied_below(logits, answer, penalty):
+    want = [x * penalty if x < 0 else x / penalty for x in logits]
+    want = [w if token in answer else x for token, (x, w) in enumerate(zip(logits, want, strict=True))]
+    got = penalise(torch.tensor([logits], dtype=torch.float64), torch.tensor([answer], dtype=torch.long), penalty)
+    assert got[0].tolist() == pytest.approx(want)

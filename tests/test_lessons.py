@@ -3,6 +3,7 @@
 That a wrong answer is rejected is the work of the component's own tests; here is proved that they do it, one by one.
 """
 
+import ast
 import re
 import sys
 from pathlib import Path
@@ -20,6 +21,10 @@ import build  # noqa: E402
 EXERCISES = exercise.all_exercises()
 MISTAKES = [(e, m) for e in EXERCISES for m in e.mistakes]
 SLOW = {"08": 120}      # seconds a lesson may take; all others 60
+NOT_TAUGHT = {      # nothing of the model: a command line, what draws, what runs training and grading, the toy's pictures
+    "__init__.py", "__main__.py", "cli.py", "figures.py", "panels.py", "play.py", "record.py", "xray.py",
+    "training/ablations.py", "training/cluster.py", "training/report.py", "training/shard.py", "training/team.py",
+    "training/tokenizer.py", "training/__init__.py", "grading/*.py", "toyworld/*.py"}
 GRADED = re.compile(r'^@grade\("([\w.]+)"\)', re.M)
 
 each_lesson = pytest.mark.parametrize("source", build.SOURCES, ids=lambda source: source.stem)
@@ -118,6 +123,18 @@ def test_its_code_fits_the_page_and_its_links_lead_somewhere(source):
                 assert not [line for line in cell.source.splitlines() if len(line) > 100]
             for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", cell.source) if cell.cell_type == "markdown" else ():
                 assert target.startswith("https://arxiv.org/") or (path.parent / target).exists(), target
+
+
+def test_every_module_of_the_model_names_the_lesson_that_teaches_it():
+    package = ROOT / "minivl2"
+    listed = {path for pattern in NOT_TAUGHT for path in package.glob(pattern)}
+    assert all(any(package.glob(pattern)) for pattern in NOT_TAUGHT)
+    for path in sorted(package.rglob("*.py")):
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        named = [name for line in re.findall(r"^Lesson .*", docstring, re.M) for name in re.findall(r"lessons/[\w.]+", line)]
+        assert named or path in listed, f"{path.name} lacks a line: Lesson   lessons/..."
+        for name in named:
+            assert (ROOT / name).exists(), f"{path.name}: there is no {name}"
 
 
 # ------------------------------------------------------------------------------------------ exercises

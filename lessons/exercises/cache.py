@@ -68,6 +68,7 @@ EXERCISES = (
         Mistake("grown by concatenation", grown_by_concatenation),
         Mistake("float32 always", {"x.new_empty(": "torch.empty("}),
         Mistake("one width for all", {"self.capacity, x.shape[-1])": "self.capacity, new[0].shape[-1])"}),
+        Mistake("tokens in the third dimension", {"new[0].shape[-2]": "new[0].shape[2]"}),
         Mistake("copies given back", {"room[..., :end, :] for": "room[..., :end, :].clone() for"}),
     )),
 )

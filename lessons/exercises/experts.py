@@ -183,6 +183,7 @@ EXERCISES = (
         Mistake("even ones move too", {"(load.mean() - load).sign()": "torch.where(load > load.mean(), -1.0, 1.0)"},
                 "an expert with exactly its share is not moved: the sign of 0 is 0."),
         Mistake("set, not moved", {"+=": "[:] ="}, "the bias is set anew each time; it shall move from where it is."),
+        Mistake("another tensor", {"self.bias += step": "self.bias = self.bias + step"}),
         Mistake("a step of its own", {"step *": "0.01 *"}),
         Mistake("relative", {".sign()": ".sign() * self.bias.abs()"}),
     )),

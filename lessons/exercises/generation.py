@@ -129,6 +129,7 @@ EXERCISES = (
                 "the last end token is not yielded: you stop before it. It is part of the answer."),
         Mistake("never ends", {"ended.all() or ": ""},
                 "you go on after all rows have ended: nothing but end tokens comes."),
+        Mistake("the end token is always 1", {"lang.eos_token_id": "1"}),
         Mistake("one too many", {"answer.shape[1] == max_new_tokens": "answer.shape[1] > max_new_tokens"}),
         Mistake("the first token's logits", {"hidden[:, -1]": "hidden[:, 0]"},
                 "what follows the prompt is asked of its first token, or of the first of its last chunk. Ask the last one."),
@@ -173,6 +174,8 @@ EXERCISES = (
         Mistake("always the likeliest", {"if temperature == 0": "if True"},
                 "you never draw: the likeliest token is right only for temperature 0."),
         Mistake("temperature 0", {"if temperature == 0": "if False"}),
+        Mistake("all rows like the first", {".multinomial(1, generator=random)":
+                                            "[:1].multinomial(len(logits), True, generator=random).mT"}),
         Mistake("the global generator", {", generator=random": ""}),
     )),
     Exercise("generation.penalise", "repeated_token or own_words or penalty_counts", some_penalties, (
@@ -190,6 +193,7 @@ EXERCISES = (
                 "every row is punished for the words of all rows; each has its own answer."),
         Mistake("all tokens", lambda logits, answer, penalty: torch.where(logits < 0, logits * penalty, logits / penalty),
                 "all tokens are punished; only those in the answer are to be."),
+        Mistake("the sign of a probability", {"told < 0": "told < 1"}),
         Mistake("never again", {BY_SIGN: "torch.full_like(told, -torch.inf)"},
                 "you forbid what has been said. A text cannot do without repeating its letters: make it less likely only."),
         Mistake("only the last token", {"gather(1, answer)": "gather(1, answer[:, -1:])",

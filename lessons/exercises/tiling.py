@@ -109,6 +109,8 @@ EXERCISES = (
         Mistake("128 for 127", {"int(255 * m)": "round(255 * m + 0.01)"},
                 "you round 127.5 up to 128. The published processor cuts it off, and the model learned with 127."),
         Mistake("one grey for all colours", {"int(255 * m)": "int(255 * mean[0])"}),
+        Mistake("one deviation for all colours of the tiles", {
+            "(w * tile, h * tile), grey), mean, std)": "(w * tile, h * tile), grey), mean, (std[0],) * 3)"}),
         Mistake("tiles of the global view enlarged", {"local = normalised(fit(image, ": "local = normalised(fit(fit(image, "
                                                       "(tile, tile), grey), "},
                 "you cut an enlarged global view. The local view is made from the picture itself: that is where its detail "

@@ -262,8 +262,8 @@ print(" ".join(signs.get(int(n), f"{int(n):02}") for n in line.flatten()))
 # %% [markdown]
 # ## And back
 #
-# The model never asks where a token came from. We do, whenever we want to see what it looks at: the X-ray page and lesson 9 colour
-# the picture by attention. The way back is all of the way so far, backwards: a token is 2 x 2 patches, a patch lies in a view,
+# The model never asks where a token came from. We do, whenever we want to see what it looks at: the X-ray page colours the
+# picture by attention. The way back is all of the way so far, backwards: a token is 2 x 2 patches, a patch lies in a view,
 # and in the view lies the picture, scaled and padded (lesson 1). The last of these is the one with decisions in it.
 #
 # ### Exercise 4: where the picture lies

@@ -457,19 +457,20 @@ for axis, one in zip(axes, wanted, strict=False):
     axis.set(xticks=[], yticks=[])
 
 # %% [markdown]
-# It is blind. Colours and shapes are no better than a guess, and neither is whether a thing is there. (Size may have
-# begun.) "Count the things" is always right, because here the answer is always 1: the guess in that row is one for
+# It is as good as blind. Whether a thing is there, it does not know, and colours and shapes are hardly better than a
+# guess, if at all. (Size may have begun. Your processor rounds otherwise than ours, so your numbers differ a little; and
+# of a hundred questions, five more or less are chance.) "Count the things" is always right, because here the answer is always 1: the guess in that row is one for
 # pictures of the usual kind, and does not hold for ours. Know what the guess is a guess *of*.
 #
 # And the curves? They said all this, to whoever can read them.
 #
 # - **A curve that lies flat at the logarithm of the choices has seen nothing.** An answer here has two tokens: a word,
 #   and the `END` that always follows. Who does not look, but knows that a colour is asked for, pays $\ln 8$ for one of
-#   eight colours and nothing for `END`: $\ln 8 / 2 = 1.04$. That is where the red curve ends. For yes or no it is
+#   eight colours and nothing for `END`: $\ln 8 / 2 = 1.04$. The red curve ends near that. For yes or no it is
 #   $\ln 2 / 2 = 0.35$: the orange one. The long fall before was learning to *talk*: which words there are, and which of
 #   them answer which question.
 # - **A curve that falls below may have found another way.** Blind, shapes cost $\ln 6 / 2 = 0.90$, and the violet curve
-#   ends far below that. But a conversation asks several questions about one picture, and "what colour is the big
+#   ends below that. But a conversation asks several questions about one picture, and "what colour is the big
 #   triangle?" tells its shape and size to everybody who comes after. The toy learned to read *that*. Asked alone,
 #   nothing is given away. (For the same reason captions come last in a conversation: `curriculum.interview`.)
 #

@@ -4,7 +4,7 @@ Tests    tests/test_grading.py
 
     substitute      puts a learner's function or class in the place of ours
     exercise        what there is to write, which tests grade it, which mistakes are known
-    worker          runs those tests in a process of its own, with a time limit
+    worker          runs those tests in a process of its own, for a limited time
     report          what came out, in words
 
 In a notebook, above what the learner writes:
@@ -29,7 +29,7 @@ def grade(name: str, mine: Any = None, seconds: float = 30) -> Any:
     ours if not. From then on minivl2 itself, in this notebook, uses that one too.
 
     Without `mine` it is a decorator. The tests run in another process: whatever the answer does (crash, print, never
-    end), this one goes on; after `seconds` it is stopped.
+    end), this one goes on; after `seconds` of computing it is stopped.
     """
     if mine is None:
         return lambda mine: grade(name, mine, seconds)

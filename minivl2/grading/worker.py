@@ -5,11 +5,16 @@ Tests    tests/test_grading.py
 Starting Python, torch and pytest takes seconds. A server process does it once; every answer is tested in a fork of it,
 which lasts some tenths of a second, begins with minivl2 as it was written, and dies with all that the answer did.
 (On Windows there is no fork: each answer waits for a new process.)
+
+What is limited is the time an answer computes, not the time that passes: on a busy machine a right answer would else be
+too late. One that sleeps computes nothing, so a clock on the wall, with much patience, stops it. (On Windows that clock
+stops an endless loop, too.)
 """
 
 from __future__ import annotations
 
 import linecache
+import math
 import multiprocessing
 import os
 import sys
@@ -22,6 +27,8 @@ from minivl2.grading import exercise, substitute
 from minivl2.grading.report import Report, explain
 
 START_SECONDS = 300         # for Python, torch and pytest, on a busy machine
+PATIENCE = 10               # seconds that may pass for one of computing
+OUT_OF_TIME = -24           # the signal SIGXCPU, as multiprocessing writes it
 MEMORY, FILE = 8 << 30, 64 << 20        # bytes that an answer may take, and write
 
 
@@ -43,21 +50,22 @@ class Job:
 
 
 def run(job: Job, seconds: float) -> Report:
-    """Test the answer in another process; stop it after so many seconds."""
+    """Test the answer in another process; stop it after so many seconds of computing."""
     report = Report(job.name)
     kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(kind)
     if kind == "forkserver":
         context.set_forkserver_preload(["minivl2.grading.warm"])
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(sender, job), daemon=True)
+    process = context.Process(target=work, args=(sender, job, seconds), daemon=True)
     process.start()
     sender.close()
     end = time.monotonic() + START_SECONDS
     try:
         while True:
             if not wait([receiver, process.sentinel], max(0, end - time.monotonic())):
-                report.problem = f"it had not ended after {seconds:g} seconds, and was stopped"
+                report.problem = (f"it had not ended after {seconds * PATIENCE:g} seconds, and was stopped. "
+                                  "Does it sleep, or wait for something that does not come? Or is this machine too busy?")
                 break
             if not receiver.poll():         # ended without a word
                 raise EOFError
@@ -65,7 +73,7 @@ def run(job: Job, seconds: float) -> Report:
             if what == "end":
                 break
             if what == "ready":             # only now does the learner's time begin
-                end = time.monotonic() + seconds
+                end = time.monotonic() + seconds * PATIENCE
             elif what == "test":
                 report.tests |= value
                 report.running = None
@@ -73,7 +81,9 @@ def run(job: Job, seconds: float) -> Report:
                 setattr(report, what, value)
     except EOFError:
         process.join()
-        report.problem = f"it ended the process that tested it ({ending(process.exitcode)})"
+        report.problem = (f"it had not ended after {seconds:g} seconds of computing, and was stopped"
+                          if process.exitcode == OUT_OF_TIME else
+                          f"it ended the process that tested it ({ending(process.exitcode)})")
     finally:
         process.kill()
         process.join()
@@ -85,7 +95,7 @@ def ending(code: int) -> str:
     return {-11: "a segmentation fault", -9: "killed, perhaps for lack of memory"}.get(code, f"exit code {code}")
 
 
-def work(sender: Connection, job: Job) -> None:
+def work(sender: Connection, job: Job, seconds: float) -> None:
     """In the other process: put the answer in place of ours, run its tests, tell what happens as it happens."""
     def tell(what: str, value: Any = None) -> None:
         sender.send((what, value))
@@ -101,6 +111,7 @@ def work(sender: Connection, job: Job) -> None:
         tell("end")
         return
     tell("ready")
+    limit_computing(seconds)
     if job.mistake:
         mine = task.wrong(next(m for m in task.mistakes if m.label == job.mistake))
     elif job.pickled:
@@ -152,6 +163,16 @@ class Watcher:
         elif call.when == "call":
             self.passed += 1
             self.tell("test", {item.name: True})
+
+
+def limit_computing(seconds: float) -> None:
+    """From now on. Then the system sends SIGXCPU, which nothing in Python or pytest waits for."""
+    try:
+        import resource
+        most = math.ceil(time.process_time() + seconds)
+        resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    except (ImportError, ValueError, OSError):      # Windows
+        pass
 
 
 def silence() -> None:
