@@ -68,13 +68,14 @@ def chance(right, n, p):
 
 def held(n, p):
     """How probable it is that the interval holds p, if each of n answers is right with probability p."""
-    return sum(chance(k, n, p) for k in range(n + 1) if evaluation.interval(k / n, n)[0] <= p <= evaluation.interval(k / n, n)[1])
+    intervals = (evaluation.interval(k / n, n) for k in range(n + 1))
+    return sum(chance(k, n, p) for k, (low, high) in enumerate(intervals) if low <= p <= high)
 
 
-@pytest.mark.parametrize("n", [10, 20, 50, 100, 400])
+@pytest.mark.parametrize("n", [10, 50, 200])
 def test_the_interval_holds_the_truth_95_times_in_100(n):
     """On average over all that the truth could be: for a single one it is now a little more, now a little less."""
-    truths = [i / 200 for i in range(1, 200)]
+    truths = [i / 100 for i in range(1, 100)]
     assert sum(held(n, p) for p in truths) / len(truths) == pytest.approx(0.95, abs=0.012)
     assert min(held(n, p) for p in truths) > 0.82
 
