@@ -58,7 +58,7 @@ def all_into_one(config, changes):
 
 NESTED = "changed(getattr(config, name), value)"
 EXERCISES = (
-    Exercise("training.ablations.changed", "change and not changes", some_changes, (
+    Exercise("training.ablations.changed", "change", some_changes, (
         Mistake("the mapping itself", {f"{NESTED} if isinstance(value, Mapping) else value": "value"},
                 "a part is replaced by the mapping itself: config.language would be a dictionary. The part's own fields "
                 "are to change."),

@@ -78,7 +78,8 @@ def comparison(title: str, results: Mapping[str, dict], metrics: Mapping[str, Se
     colours = dict(zip(results, COLOURS, strict=False))
     across = 4
     down = -(-len(abilities) // across)
-    figure = Drawing(figsize=(12, 1.2 + max(2.2 + 1.5 * down, 0.3 * len(abilities) * len(results) ** 0.5)), layout="constrained")
+    height = max(2.2 + 1.5 * down, 0.3 * len(abilities) * len(results) ** 0.5)
+    figure = Drawing(figsize=(12, 1.2 + height), layout="constrained")
     figure.suptitle(title)
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.7))
     draw_scores(left.subplots(), results, colours)
