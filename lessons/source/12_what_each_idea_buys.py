@@ -100,15 +100,33 @@ print("the variant:", multi_head.language.use_mla, " the toy:", toy.language.use
 # known before it is trained:
 
 # %%
-for name in ablations.ABLATIONS:
-    for variant in ablations.ABLATIONS[name].variants:
-        print(f"{name:<8}{variant:<24}{ablations.facts(f'{name}: {variant}')}")
-whole, pieces = count((1, 1), toy.tokens_per_side), count((2, 2), toy.tokens_per_side)
-print(f"\nA picture of 2 x 2 tiles: {pieces} visual tokens; seen in one tile only: {whole}")
+names = [f"{name}: {variant}" for name, ablation in ablations.ABLATIONS.items()
+         for variant in ablation.variants]
+facts = {"parameters, thousands": [], "of them used for a token": [], "cached numbers\na token and layer": [],
+         "visual tokens of\n2 x 2 tiles": []}
+for name in names:
+    config, seeing = ablations.configurations(name)
+    parts = cost.parts(config)
+    tiles = (1, 1) if len(config.candidate_resolutions) == 1 else (2, 2)
+    for fact, number in zip(facts.values(), (
+            sum(part.total for part in parts) / 1000, sum(part.activated for part in parts) / 1000,
+            cost.cache_numbers(config.language), count(tiles, config.tokens_per_side)), strict=True):
+        fact.append(number)
+figure, axes = plt.subplots(1, 4, figsize=(11, 3), layout="constrained", sharey=True)
+of = [name.partition(":")[0] for name in names]
+shades = [figures.LOCAL if list(ablations.ABLATIONS).index(name) % 2 else "#b99aec" for name in of]
+for axis, (fact, numbers) in zip(axes, facts.items(), strict=True):
+    bars = axis.barh(names, numbers, color=shades)
+    axis.bar_label(bars, [f"{number:,.0f}" for number in numbers], fontsize=8, padding=2)
+    axis.set_title(fact, fontsize=9)
+    axis.set(xticks=[], xlim=(0, 1.3 * max(numbers)))
+    axis.tick_params(labelsize=8, length=0)
+    axis.spines[:].set_visible(False)
+axes[0].invert_yaxis()
 
 # %% [markdown]
 # Where sizes are not equal one must say so. Those of the attentions differ a little: the latent one has matrices that
-# pack and unpack. Those of the tiles do not, but the work does: without tiles a picture is far fewer tokens, so each step
+# pack and unpack, and a key of its own for the position. Those of the tiles do not, but the work does: without tiles a picture is far fewer tokens, so each step
 # is cheaper, and in the same *time* it could have taken more steps. The same steps, the same time, the same number of
 # tokens: there is no comparison in which all of them are the same. Ours takes the same steps.
 #
@@ -147,8 +165,7 @@ processor = Processor(train_tokenizer(sentences(1500), toy.language.vocab_size),
                       ProcessorConfig.of(toy))
 stage = curriculum.Stage(1.0, {"scenes": 1}, ((1, 1),), things=2, told=1.0)
 lessons = [curriculum.lesson(processor, 0, step, stage, 4).batch for step in range(STEPS)]
-row = lessons[0].input_ids[0][lessons[0].attention_mask[0]]
-print(processor.decode(row.tolist(), skip_special=False) if False else processor.tokenizer.decode(row.tolist()))
+print(processor.tokenizer.decode(lessons[0].input_ids[0].tolist()))
 
 # %% [markdown]
 # ### Exercise 2: how uneven?
@@ -420,7 +437,8 @@ compared("tiles")
 # What it saves is certain, and known without training: the numbers to be remembered for a token and layer, above. The
 # question is what that costs in quality. DeepSeek-V2 (appendix D.2, table 9) trained a pair of models with 16 B parameters
 # and one with 250 B. The latent ones remembered 14 % and 4 % as many numbers, and scored *higher* in seven of the eight
-# comparisons. Our heads are as wide in both variants, so ours asks: does the toy lose by it?
+# comparisons. Both of our variants have four heads, and the latent one's keys are wider by their rotary part. Ours asks:
+# does the toy lose by it?
 
 # %%
 compared("latent")
@@ -494,8 +512,8 @@ if told:
 # - **What holds at any size** is arithmetic: numbers in the cache, parameters, visual tokens. Nothing had to be trained.
 # - **That a mechanism works** can be seen in a toy: whether a bias evens out the load, or whether letters that were shrunk
 #   away can be read.
-# - **That an idea pays** cannot. Our toy has 1.7 M parameters, answers in a few hundred words, and saw some ten thousand
-#   pictures. The published models are up to sixteen thousand times as large. Experts may be worth nothing where there is
+# - **That an idea pays** cannot. Our toy has 1.7 M parameters, knows 640 tokens, and saw some ten
+#   thousands of pictures. The published models are up to sixteen thousand times as large. Experts may be worth nothing where there is
 #   little to know, and everything where there is much. A small difference here is no forecast, and neither is its absence.
 # - **One seed each** leaves open how much is luck of training. `--seed 1` gives a second throw; the ideas in which you
 #   believe most deserve three.
