@@ -263,7 +263,16 @@ for axis in axes:
     axis.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown]
-# MINI
+# How to read such a figure:
+#
+# - **Against the throw of the dice.** Solid and dotted blue are the same toy with two seeds. What lies between them is luck.
+#   A variant that stays as near to them has shown nothing.
+# - **As curves.** Do they still fall? Then the end is only where we stopped. Have they crossed? Then the order would have
+#   been another one half-way. A gap that opens early and stays is worth more than a last point.
+# - **With the lag.** The pale line is what was measured (of one run only). A smoothed curve is late: with $m = 0.9$ by
+#   $m / (1-m) = 9$ steps, as one sees where it falls.
+#
+# SLOT miniature: what the two panels show, in two sentences (measured: one run of 150 steps each).
 #
 # ## How sure is a score?
 #
@@ -398,13 +407,13 @@ def bought(name: str):
     told = read(name)
     if not told:
         return None
-    (base, toy), *others = told["variants"].items()
-    abilities = list(toy["scores"])
+    (name, first), *others = told["variants"].items()
+    abilities = list(first["scores"])
     figure, axis = plt.subplots(figsize=(8, 1.2 + 0.24 * len(abilities)), layout="constrained")
     for i, (variant, one) in enumerate(others):
         for row, ability in enumerate(abilities):
-            a, b = toy["scores"][ability], one["scores"][ability]
-            a_low, a_high = evaluation.interval(a, toy["n"][ability])
+            a, b = first["scores"][ability], one["scores"][ability]
+            a_low, a_high = evaluation.interval(a, first["n"][ability])
             b_low, b_high = evaluation.interval(b, one["n"][ability])
             low = b - a - math.hypot(b - b_low, a_high - a)
             high = b - a + math.hypot(b_high - b, a - a_low)
@@ -415,7 +424,7 @@ def bought(name: str):
                       label=None if row else variant)
     axis.axvline(0, color="black", linewidth=0.6)
     axis.set(yticks=range(len(abilities)), yticklabels=abilities, ylim=(len(abilities) - 0.5, -0.5),
-             xlabel=f"points more right than \"{base}\"")
+             xlabel=f"points more than \"{name}\" scores")
     axis.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     axis.spines[["top", "right"]].set_visible(False)
 
