@@ -58,14 +58,61 @@ def test_without_tiles_a_picture_is_seen_in_one(tokenizer):
         assert len(views) == 2 and grids == [(1, 1)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    a: int = 1
+    table: dict | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Middle:
+    left: Inner = Inner()
+    right: Inner = Inner(2)
+    size: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    middle: Middle = Middle()
+    name: str = "outer"
+
+
 def test_a_change_reaches_parts_and_leaves_the_rest():
     changed = ablations.changed(Config.named("toy"), {"language": {"n_routed_experts": 4}})
     assert changed.language.n_routed_experts == 4
     assert dataclasses.replace(changed, language=Config.named("toy").language) == Config.named("toy")
 
 
+def test_a_change_reaches_parts_of_parts_and_leaves_their_siblings():
+    changed = ablations.changed(Outer(), {"middle": {"left": {"a": 9}, "size": 0}, "name": ""})
+    assert changed == Outer(Middle(Inner(9), Inner(2), 0), "")
+
+
+def test_a_change_leaves_the_original_and_what_was_asked_for_as_they_were():
+    config, changes = Outer(), {"middle": {"left": {"a": 9}}, "name": "new"}
+    changed = ablations.changed(config, changes)
+    assert config == Outer() and changes == {"middle": {"left": {"a": 9}}, "name": "new"}
+    assert type(changed) is Outer and type(changed.middle) is Middle and changed.middle.right is config.middle.right
+
+
+def test_changing_nothing_changes_nothing():
+    assert ablations.changed(Outer(), {}) == ablations.changed(Outer(), {"middle": {}}) == Outer()
+
+
+def test_a_change_of_what_does_not_exist_is_an_error():
+    """Or else two equal models would be compared, and the idea found to be worth nothing."""
+    for changes in ({"nmae": "x"}, {"middle": {"left": {"b": 1}}}, {"middle": {"name": "x"}}):
+        with pytest.raises((TypeError, AttributeError)):
+            ablations.changed(Outer(), changes)
+
+
+def test_a_changed_configuration_is_checked_like_any_other():
+    with pytest.raises(ValueError):
+        ablations.changed(Config.named("toy"), {"language": {"num_experts_per_tok": 100}})
+
+
 def test_a_comparison_is_a_picture_and_a_table(tmp_path):
-    result = {"scores": {"read": 0.5, "line": 0.25}, "guess": {"read": 0.0, "line": 0.0}, "n": {}}
+    result = {"scores": {"read": 0.5, "line": 0.25}, "guess": {"read": 0.0, "line": 0.0}, "n": {"read": 8, "line": 8}}
     worse = {**result, "scores": {"read": 0.125, "line": 0.0}}
     lines = [{"step": 10 * i, "loss": 3 - i / 10, "load": 1.5, "experts": [[1.5, 0.5]], "abilities": {"read": 3 - i / 10}}
              for i in range(1, 20)]

@@ -460,11 +460,6 @@ def test_the_report_draws_curves_and_a_sheet(tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 5000 and (tmp_path / "sheet.png").stat().st_size > 5000
 
 
-def test_smoothing_keeps_a_constant_and_starts_at_the_first_value():
-    assert report.smooth([2.0] * 5) == pytest.approx([2.0] * 5)
-    assert report.smooth([4.0, 0.0])[0] == 4.0
-
-
 # the script
 
 

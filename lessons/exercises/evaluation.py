@@ -1,4 +1,6 @@
-"""Exercises on minivl2/training/evaluation.py, of lesson 08. Graded by tests/test_evaluation.py."""
+"""Exercises on minivl2/training/evaluation.py, of lessons 08 and 12. Graded by tests/test_evaluation.py."""
+
+import math
 
 from minivl2 import toyworld
 from minivl2.grading.exercise import Exercise, Mistake
@@ -20,8 +22,46 @@ def some_scores():
     return [(part, list(value.items()) if isinstance(value, dict) else value) for part, value in told.items()]
 
 
+def some_intervals():
+    return [list(map(float, evaluation.interval(score, n))) for score, n in ((0.5, 50), (0.9, 20), (0.0, 7), (0.02, 100))]
+
+
+def usual(score, n, z=1.96):
+    half = z * math.sqrt(score * (1 - score) / n) if n else 1.0
+    return score - half, score + half
+
+
+def usual_inside(score, n):
+    low, high = usual(score, n)
+    return max(0.0, low), min(1.0, high)
+
+
+HALF = "math.sqrt(z2 * score * (1 - score) + z2**2 / 4)"
 EXERCISES = (
-    Exercise("training.evaluation.scores", "test", some_scores, (
+    Exercise("training.evaluation.interval", "interval", some_intervals, (
+        Mistake("the usual one", usual,
+                "this is score ± 1.96 standard errors. With none of 7 right it says that the score is 0 for certain, and "
+                "with 18 of 20 it goes beyond 1. Wilson's interval asks which true scores make what was seen likely."),
+        Mistake("one standard error", {"SURE**2 / n": "1 / n"},
+                "z is 1: the truth would be inside two times of three only. For 95 % it is 1.96."),
+        Mistake("one side only", {"SURE**2 / n": "1.645**2 / n"},
+                "z = 1.645 leaves 5 % out on each side. The interval has two sides: 2.5 % each, z = 1.96."),
+        Mistake("z, not its square", {"SURE**2 / n": "SURE / n"},
+                "the formula has z squared over n, also under the root."),
+        Mistake("no root", {HALF: "(z2 * score * (1 - score) + z2**2 / 4)"},
+                "the root is missing: that is a variance, and a width is a standard deviation."),
+        Mistake("the middle stays", {"score + z2 / 2": "score"},
+                "the interval's middle is not the score: it lies nearer to a half, by z² / 2n."),
+        Mistake("not divided", {" / (1 + z2)": ""},
+                "both ends are to be divided by 1 + z²/n; yours reach beyond 1."),
+        Mistake("whole width", {"(middle - half)": "(middle - 2 * half)", "(middle + half)": "(middle + 2 * half)"},
+                "it is twice as wide as it should be."),
+        Mistake("the small term forgotten", {" + z2**2 / 4": ""},
+                "under the root z⁴/4n² is missing. Without it the interval has no width where none or all are right."),
+        Mistake("the usual one, cut off", usual_inside),
+        Mistake("fails without questions", {"if n == 0": "if n < 0"}),
+    )),
+    Exercise("training.evaluation.scores", "test and not interval", some_scores, (
         Mistake("all abilities together", {"mean([one.right for one in ones])": "mean([one.right for one in answered])"},
                 "every ability gets the score of all answers together."),
         Mistake("counts, not fractions", {"mean([one.right for one in ones])": "sum(one.right for one in ones)"},

@@ -1,11 +1,12 @@
 """How good is it? Each ability on pictures never trained on, beside what a blind guess would score.
 
-Lesson   lessons/08_training.ipynb
+Lesson   lessons/08_training.ipynb, lessons/12_what_each_idea_buys.ipynb
 Tests    tests/test_evaluation.py, tests/test_training.py
 """
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,6 +22,7 @@ from minivl2.processor import Processor
 
 LONGEST_ANSWER = 160        # tokens: a caption of six things with boxes
 TOGETHER = 32               # questions answered in one batch
+SURE = 1.96                 # standard deviations: 95 in 100 of a normal distribution lie within so many
 
 
 @dataclass(frozen=True)
@@ -115,11 +117,25 @@ def mean(values: list) -> float | None:
     return round(sum(values) / len(values), 4) if values else None
 
 
+def interval(score: float, n: int) -> tuple[float, float]:
+    """What endlessly many such questions could have scored, if `score` of n were right: all but the least likely 5 %.
+
+    Wilson's interval. The usual score ± 1.96 standard errors is no interval at all where all or none are right.
+    """
+    if n == 0:
+        return 0.0, 1.0
+    z2 = SURE**2 / n
+    middle, half = score + z2 / 2, math.sqrt(z2 * score * (1 - score) + z2**2 / 4)
+    return (middle - half) / (1 + z2), (middle + half) / (1 + z2)
+
+
 def table(result: dict) -> str:
-    """The scores as a person reads them."""
-    lines = [f"{'ability':<18}{'right':>8}{'guess':>8}{'of':>6}"]
+    """The scores as a person reads them, each with its 95 % interval."""
+    lines = [f"{'ability':<18}{'right':>8}{'between':>12}{'guess':>8}{'of':>6}"]
     for ability, score in result["scores"].items():
-        lines.append(f"{ability:<18}{score:>8.0%}{result['guess'][ability]:>8.0%}{result['n'][ability]:>6}")
+        low, high = interval(score, result["n"][ability])
+        between = f"{low:.0%}-{high:.0%}"
+        lines.append(f"{ability:<18}{score:>8.0%}{between:>12}{result['guess'][ability]:>8.0%}{result['n'][ability]:>6}")
     if result["mean_iou"] is not None:
         lines.append(f"boxes: mean IoU {result['mean_iou']:.2f}, {result['iou_50']:.0%} above 0.5")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """The training loop, and how it is saved so that it can be resumed to the same weights.
 
-Lesson   lessons/08_training.ipynb
-Tests    tests/test_training.py
+Lesson   lessons/08_training.ipynb, lessons/12_what_each_idea_buys.ipynb
+Tests    tests/test_training.py, tests/test_loop.py
 
 A run is a folder:
 

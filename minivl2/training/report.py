@@ -1,23 +1,23 @@
-"""What a run looks like: its curves, and a sheet of pictures with questions and answers.
+"""What a run looks like: its curves, and a sheet of pictures with questions and answers. And several runs, compared.
 
-Tests    tests/test_training.py
+Lesson   lessons/12_what_each_idea_buys.ipynb
+Tests    tests/test_report.py, tests/test_training.py
 """
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")       # files, no windows: training runs where there is no screen
-import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from minivl2 import grounding
+from minivl2.figures import Drawing
 from minivl2.toyworld import ABILITIES
-from minivl2.training.evaluation import Answered
+from minivl2.training.evaluation import Answered, interval
 
 RIGHT, WRONG, BLUE = "#1a7f37", "#cf222e", "#4363d8"
-COLOURS = (BLUE, "#f58231", "#808080", "#911eb4")
+COLOURS = (BLUE, "#f58231", "#911eb4", "#808080")      # of compared runs
 
 
 def draw_curves(metrics: Sequence[dict], path: Path) -> None:
@@ -27,7 +27,7 @@ def draw_curves(metrics: Sequence[dict], path: Path) -> None:
     layers = len(metrics[0]["experts"]) if metrics else 0
     across = 6
     down = -(-len(abilities) // across)
-    figure = plt.figure(figsize=(11, 3 + 1.3 * down + 0.9 * layers), layout="constrained")
+    figure = Drawing(figsize=(11, 3 + 1.3 * down + 0.9 * layers), layout="constrained")
     top, middle, bottom = figure.subfigures(3, 1, height_ratios=(3, 1.3 * max(down, 1), 0.9 * max(layers, 1)))
 
     axis = top.subplots()
@@ -63,40 +63,86 @@ def draw_curves(metrics: Sequence[dict], path: Path) -> None:
         maps[-1].set_xlabel("step", fontsize=8)
         bottom.colorbar(drawn, ax=maps, shrink=0.9)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def draw_comparison(
     title: str, results: Mapping[str, dict], metrics: Mapping[str, Sequence[dict]], path: Path
 ) -> None:
-    """Several runs side by side: the scores of each ability, the loss, and the load of the busiest expert."""
-    abilities = list(next(iter(results.values()))["scores"])
-    figure = plt.figure(figsize=(11, 2 + 0.32 * len(abilities) * len(results) ** 0.5), layout="constrained")
+    comparison(title, results, metrics).savefig(path, dpi=110)
+
+
+def comparison(title: str, results: Mapping[str, dict], metrics: Mapping[str, Sequence[dict]]) -> Figure:
+    """Several runs side by side, each in its colour: how they learned each ability, what they score in the end, and how
+    busy their busiest expert was."""
+    abilities = [name for name in ABILITIES if any(name in result["scores"] for result in results.values())]
+    colours = dict(zip(results, COLOURS, strict=False))
+    across = 4
+    down = -(-len(abilities) // across)
+    height = max(2.2 + 1.5 * down, 0.3 * len(abilities) * len(results) ** 0.5)
+    figure = Drawing(figsize=(12, 1.2 + height), layout="constrained")
     figure.suptitle(title)
-    axes = figure.subplot_mosaic([["scores", "loss"], ["scores", "load"]])
-    thick = 0.8 / len(results)
-    for i, (name, colour) in enumerate(zip(results, COLOURS, strict=False)):
-        at = [row + (i + 0.5) * thick - 0.4 for row in range(len(abilities))]
-        axes["scores"].barh(at, [results[name]["scores"][a] for a in abilities], height=thick, color=colour, label=name)
-        steps = [line["step"] for line in metrics[name]]
-        axes["loss"].plot(steps, smooth([line["loss"] for line in metrics[name]]), color=colour)
-        axes["load"].plot(steps, smooth([line["load"] for line in metrics[name]]), color=colour)
-    guess = next(iter(results.values()))["guess"]
-    axes["scores"].vlines([guess[a] for a in abilities], [row - 0.45 for row in range(len(abilities))],
-                            [row + 0.45 for row in range(len(abilities))], color="black", linewidth=1, label="a blind guess")
-    axes["scores"].set(yticks=range(len(abilities)), yticklabels=abilities, xlim=(0, 1), xlabel="right")
-    axes["scores"].invert_yaxis()
-    figure.legend(loc="outside lower center", frameon=False, ncols=len(results) + 1)
-    axes["loss"].set(ylabel="loss (nats a token)", ylim=(0, None))
-    axes["load"].set(ylabel="busiest expert\n(× its fair share)", xlabel="step", ylim=(0, None))
-    for axis in axes.values():
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.7))
+    draw_scores(left.subplots(), results, colours)
+
+    top, bottom = right.subfigures(2, 1, height_ratios=(2.2, 1.5 * down))
+    loss, load = top.subplots(1, 2)
+    small = bottom.subplots(down, across, sharex=True, squeeze=False)
+    for axis in small.flat[len(abilities):]:
+        axis.axis("off")
+    for name, colour in colours.items():
+        draw_line(loss, metrics[name], colour, lambda line: line["loss"])
+        draw_line(load, metrics[name], colour, lambda line: line["load"])
+        for axis, ability in zip(small.flat, abilities, strict=False):
+            heard = [line for line in metrics[name] if ability in line["abilities"]]
+            draw_line(axis, heard, colour, lambda line, ability=ability: line["abilities"][ability])
+    loss.set(title="loss of all answers", ylabel="nats a token")
+    load.set(title="load of the busiest expert", ylabel="times its fair share", xlabel="step")
+    for axis, ability in zip(small.flat, abilities, strict=False):
+        axis.set_title(f"loss: {ability}")
+    for axis in (loss, load, *small.flat):
+        axis.title.set_fontsize(8)
+        axis.xaxis.label.set_fontsize(8)
+        axis.tick_params(labelsize=7)
+        axis.yaxis.label.set_fontsize(8)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+        axis.set_ylim(0, None)
+    load.axhline(1, color="black", linewidth=0.6, linestyle=":")
+    return figure
+
+
+def draw_scores(axis: Axes, results: Mapping[str, dict], colours: Mapping[str, str]) -> None:
+    """A dot for each score, and as a line where the luck of the questions could have put it: 95 %."""
+    abilities = [name for name in ABILITIES if any(name in result["scores"] for result in results.values())]
+    apart = 0.66 / len(results)
+    for row, ability in enumerate(abilities):
+        if row % 2:
+            axis.axhspan(row - 0.5, row + 0.5, color="#f2f2f2", zorder=0)
+        guesses = [result["guess"][ability] for result in results.values() if ability in result["guess"]]
+        axis.vlines(guesses, row - 0.45, row + 0.45, color="black", linewidth=1, linestyle=":",
+                    label=None if row else "a blind guess")
+    for i, (name, colour) in enumerate(colours.items()):
+        scores, n = results[name]["scores"], results[name]["n"]
+        rows = [row + (i + 0.5) * apart - 0.33 for row, ability in enumerate(abilities) if ability in scores]
+        shown = [ability for ability in abilities if ability in scores]
+        low, high = zip(*(interval(scores[ability], n[ability]) for ability in shown), strict=True)
+        axis.hlines(rows, low, high, color=colour, linewidth=2, alpha=0.5)
+        axis.plot([scores[ability] for ability in shown], rows, "o", color=colour, markersize=4, label=name)
+    axis.set(yticks=range(len(abilities)), yticklabels=abilities, ylim=(len(abilities) - 0.5, -0.5), xlim=(-0.02, 1.02))
+    axis.set_xlabel("right, with 95 % intervals of the questions' luck", fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=8)
+
+
+def draw_line(axis: Axes, lines: Sequence[dict], colour: str, value: Callable[[dict], float]) -> None:
+    """Smoothed over a twentieth of the run; behind it, pale, what was measured."""
+    steps, values = [line["step"] for line in lines], [value(line) for line in lines]
+    axis.plot(steps, values, color=colour, alpha=0.2, linewidth=0.8)
+    axis.plot(steps, smooth(values, 1 - min(1.0, 20 / max(1, len(values)))), color=colour, linewidth=1.4)
 
 
 def smooth(values: Sequence[float], memory: float = 0.95) -> list[float]:
-    """A running mean that forgets."""
+    """A running mean that forgets: each value before counts `memory` times what the one after it counts."""
     out, total, weight = [], 0.0, 0.0
     for value in values:
         total, weight = memory * total + value, memory * weight + 1
@@ -107,7 +153,8 @@ def smooth(values: Sequence[float], memory: float = 0.95) -> list[float]:
 def draw_sheet(answered: Sequence[Answered], path: Path, columns: int = 4) -> None:
     """Pictures with the question, the model's answer, and the truth where it differs; boxes are drawn as answered."""
     rows = -(-len(answered) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 3.5 * rows), layout="constrained", squeeze=False)
+    figure = Drawing(figsize=(3.4 * columns, 3.5 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, one in zip(axes.flat, answered, strict=False):
@@ -118,4 +165,3 @@ def draw_sheet(answered: Sequence[Answered], path: Path, columns: int = 4) -> No
         text = "\n".join("\n".join(textwrap.wrap(line, 38)[:4]) for line in said)
         axis.set_title(text, fontsize=8, loc="left", color=RIGHT if one.right else WRONG, parse_math=False)
     figure.savefig(path, dpi=100)
-    plt.close(figure)
