@@ -270,7 +270,8 @@ print(seen.answer, "is", repr(said))
 def decode(self: Processor, ids: list[int]) -> str:
     """The answer's text: up to the first end token, or all of it if there is none.
 
-    `ids` stays as it is. Other special tokens, like `<|ref|>`, are part of the text. self has tokenizer and special_ids.
+    `ids` stays as it is. Other special tokens, like `<|ref|>`, are part of the text.
+    self has tokenizer and special_ids.
     """
     ### BEGIN SOLUTION
     end = self.special_ids[END]
