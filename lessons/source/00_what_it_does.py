@@ -53,7 +53,7 @@ model, processor = minivl2.load(cli.default_weights())
 
 
 def paint(*things, ground=(150, 150, 150)) -> Image.Image:
-    """paint(("big red star", 0.3, 0.3), ...): 112 x 112 pixels, each thing with its middle there."""
+    """paint(("big red star", 0.3, 0.3), ...): 112 x 112 pixels, a thing's middle at its place."""
     picture = Image.new("RGB", (112, 112), ground)
     for words, x, y in things:
         size, colour, shape = words.split()
@@ -150,8 +150,8 @@ figures.draw_tiling(picture, processor.config.candidate_resolutions, side=proces
 def about(question: str, images: int) -> list[dict]:
     """A list of one message, with "role" and "content": the user's question about so many images.
 
-    The question may hold `<image>` itself. Images that have no place in it are shown before it, each
-    as `<image>` and a line end. If it has more places than there are images, leave it as it is.
+    The question may hold `<image>` itself. Images that have no place in it are shown before it,
+    each as `<image>` and a line end. If it has more places than images, leave it as it is.
     """
     ### BEGIN SOLUTION
     missing = max(0, images - question.count(IMAGE))
@@ -200,8 +200,8 @@ print(logits.shape, "from", round(logits.min().item(), 1), "to", round(logits.ma
 def likeliest(logits: Tensor, k: int) -> list[tuple[int, float]]:
     """The k likeliest tokens, as (token, probability), the likeliest first.
 
-    logits (V,), of any float type; k at most V. The probability is that among all V tokens, computed in
-    float32 or better. Plain Python numbers.
+    logits (V,), of any float type; k at most V. The probability is that among all V tokens,
+    computed in float32. Plain Python numbers.
     """
     ### BEGIN SOLUTION
     probabilities, tokens = logits.float().softmax(-1).topk(k)
@@ -224,7 +224,7 @@ def bars(axis, logits: Tensor, title: str = "", k: int = 6) -> None:
     likely = record.likeliest(logits, k)[::-1]
     names = [word(token) for token, _ in likely]
     drawn = axis.barh(names, [p for _, p in likely],
-                      color=[COLOURS_01.get(name, "#8a8f98") for name in names], ec="#777777", lw=0.5)
+                      color=[COLOURS_01.get(name, "#8a8f98") for name in names], ec="#777777")
     axis.bar_label(drawn, [f"{p:.1%}" for _, p in likely], padding=3, fontsize=8)
     axis.set(xlim=(0, 1.25), xticks=(0, 0.5, 1))
     axis.set_title(title, fontsize=9)
@@ -268,9 +268,10 @@ print(seen.answer, "is", repr(said))
 # %%
 @grade("processor.Processor.decode")
 def decode(self: Processor, ids: list[int]) -> str:
-    """The answer's text: up to the first end token, or all of it if there is none. `ids` stays as it is.
+    """The answer's text: up to the first end token, or all of it if there is none.
 
-    Other special tokens, like `<|ref|>`, are part of the text. self has tokenizer and special_ids.
+    `ids` stays as it is. Other special tokens, like `<|ref|>`, are part of the text.
+    self has tokenizer and special_ids.
     """
     ### BEGIN SOLUTION
     end = self.special_ids[END]
@@ -290,7 +291,8 @@ def decode(self: Processor, ids: list[int]) -> str:
 # below, the probability of each of its eight words.
 
 # %%
-hues = [tuple(round(255 * part) for part in colorsys.hsv_to_rgb(n / 90, 0.85, 0.85)) for n in range(91)]
+hues = [tuple(round(255 * part) for part in colorsys.hsv_to_rgb(n / 90, 0.85, 0.85))
+        for n in range(91)]
 circle_of_stars = []
 for hue in hues:
     star = paint(*circle_and_square)
@@ -334,9 +336,9 @@ for (name, shown), above, below in zip(cases.items(), *axes, strict=True):
 figure.suptitle(question, fontsize=10);
 
 # %% [markdown]
-# Of two stars it takes one, less sure than before. Where there is no star, it names a colour nevertheless. What a
-# question asked about the colour of was always there in its training, so "there is none" is not among the answers that
-# it has met, and a colour is what would be said. **That is all it knows: what would be said.** Large models do the
+# Of two stars it takes one, less sure than before. Where there is no star, it names a colour nevertheless. When a
+# colour was asked for in its training, the thing was always there: it has never met "there is none" as an answer to
+# this question, and a colour is what would be said. **That is all it knows: what would be said.** Large models do the
 # same, more eloquently, and then it is called hallucination. The empty picture leaves it with little to say: `(end)` is
 # likeliest, and behind it come guesses; with no picture at all the guesses come closer.
 #
