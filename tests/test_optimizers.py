@@ -156,6 +156,8 @@ def test_a_stack_of_matrices_is_made_orthogonal_each_by_itself(scale):
     stack = torch.randn(3, 2, 5, 4) * torch.tensor([1.0, 10.0, 0.1]).view(3, 1, 1, 1) * scale
     found = optimizers.orthogonal(stack)
     assert found.shape == stack.shape
+    alone = stack / stack.norm(dim=(-2, -1), keepdim=True)      # no step: each divided by its own norm, and no more
+    torch.testing.assert_close(optimizers.orthogonal(stack, steps=0), alone, atol=0, rtol=1e-3)
     for i in range(3):
         for j in range(2):
             torch.testing.assert_close(found[i, j], optimizers.orthogonal(stack[i, j]))
