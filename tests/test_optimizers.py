@@ -142,7 +142,8 @@ def test_the_rate_at_any_progress(progress):
 
 
 def test_the_rate_begins_at_nothing_reaches_all_and_keeps_a_little():
-    assert [optimizers.rate(progress) for progress in (0, 0.01, 0.02, 0.51, 1)] == pytest.approx([0, 0.5, 1, 0.525, 0.05])
+    assert [optimizers.rate(progress) for progress in (0, 0.01, 0.015, 0.02, 0.51, 1)] == pytest.approx(
+        [0, 0.5, 0.75, 1, 0.525, 0.05])
 
 
 @pytest.mark.parametrize("progress, wanted", [(0, 1), (0.49, 1), (0.5, 10**-0.5), (0.74, 10**-0.5), (0.75, 0.1), (1, 0.1)])
