@@ -11,7 +11,7 @@ from minivl2.toyworld.things import Scene, Thing
 
 COORDINATE = st.integers(0, 999)
 CORNERS = st.tuples(COORDINATE, COORDINATE, COORDINATE, COORDINATE)
-LABEL = st.text(st.sampled_from("abc .é-狐"), min_size=1, max_size=9)
+LABEL = st.text(st.sampled_from("aBc .É-狐\n"), min_size=1, max_size=9)
 
 
 def ordered(label, x1, y1, x2, y2):

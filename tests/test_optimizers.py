@@ -142,7 +142,8 @@ def test_the_rate_at_any_progress(progress):
 
 
 def test_the_rate_begins_at_nothing_reaches_all_and_keeps_a_little():
-    assert [optimizers.rate(progress) for progress in (0, 0.01, 0.02, 0.51, 1)] == pytest.approx([0, 0.5, 1, 0.525, 0.05])
+    assert [optimizers.rate(progress) for progress in (0, 0.01, 0.015, 0.02, 0.51, 1)] == pytest.approx(
+        [0, 0.5, 0.75, 1, 0.525, 0.05])
 
 
 @pytest.mark.parametrize("progress, wanted", [(0, 1), (0.49, 1), (0.5, 10**-0.5), (0.74, 10**-0.5), (0.75, 0.1), (1, 0.1)])
@@ -156,6 +157,8 @@ def test_a_stack_of_matrices_is_made_orthogonal_each_by_itself(scale):
     stack = torch.randn(3, 2, 5, 4) * torch.tensor([1.0, 10.0, 0.1]).view(3, 1, 1, 1) * scale
     found = optimizers.orthogonal(stack)
     assert found.shape == stack.shape
+    alone = stack / stack.norm(dim=(-2, -1), keepdim=True)      # no step: each divided by its own norm, and no more
+    torch.testing.assert_close(optimizers.orthogonal(stack, steps=0), alone, atol=0, rtol=1e-3)
     for i in range(3):
         for j in range(2):
             torch.testing.assert_close(found[i, j], optimizers.orthogonal(stack[i, j]))

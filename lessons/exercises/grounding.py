@@ -111,6 +111,7 @@ EXERCISES = (
         Mistake("cut off", {"round(min(": "int(min("}, "numbers are cut off; round them to the nearest."),
         Mistake("spaces kept", {'(answer["label"] or "").strip()': '(answer["label"] or "")'},
                 "the label keeps the spaces around it."),
+        Mistake("labels in small letters", {'(answer["label"] or "").strip()': '(answer["label"] or "").strip().lower()'}),
         Mistake("label for the first box only", {'(answer["label"] or "").strip()':
                                                  '(answer["label"] or "").strip() if not i else ""'}),
     )),

@@ -85,6 +85,8 @@ EXERCISES = (
         Mistake("signs", {"b * A + c * A @ A": "-b * A + c * A @ A"}),
         Mistake("number by number", {"(b * A + c * A @ A) @ X": "b * X**3 + c * X**5"},
                 "you take powers number by number. The polynomial is of the matrix: X^3 means X X^T X."),
+        Mistake("five steps always", {"range(steps)": "range(5)"}),
+        Mistake("a guard too large", {"1e-7": "1e-2"}),
         Mistake("no guard against zero", {" + 1e-7": ""}),
     )),
     Exercise("training.optimizers.is_map", "not_maps", some_maps, (

@@ -34,11 +34,9 @@ figures.where("answer", "boxes")
 #
 # Five special tokens, each a single id, so that no ordinary text can be mistaken for them:
 #
-# | token | stands around or before |
-# |---|---|
-# | `<\|ref\|>` ... `<\|/ref\|>` | the words for a thing |
-# | `<\|det\|>` ... `<\|/det\|>` | its boxes: a list of lists of four numbers |
-# | `<\|grounding\|>` | at the beginning of a question: answer with boxes |
+# - `<|ref|>` ... `<|/ref|>` stand around the words for a thing,
+# - `<|det|>` ... `<|/det|>` around its boxes, a list of lists of four numbers,
+# - `<|grounding|>` at the beginning of a question: answer with boxes.
 #
 # Asked for some words between the `ref` tags, the model repeats them, and then says where. One thing has one box; "all
 # stars" may have many. A question and its answer, and the same on the picture:

@@ -424,7 +424,7 @@ axis.set(yscale="log", ylim=(3e-10, 10), ylabel="relative difference",
          yticks=[1e-9, 1e-6, 1e-3, 1], yticklabels=["none", "1e-6", "1e-3", "1"])
 axis.set_xticks(range(len(blocks)), [name.partition(".")[2] for name in blocks],
                 rotation=20, fontsize=8)
-axis.legend(frameon=False, fontsize=8)
+axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(0.17, 0.45))
 axis.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown]
