@@ -1,6 +1,7 @@
 """One matrix in fewer bits; or in 16, in the order in which the processor reads it fastest.
 
 Source   torch's own products for a CPU: _weight_int8pack_mm, _weight_int4pack_mm_for_cpu, and oneDNN's, which torch brings.
+Lesson   lessons/11_the_real_weights.ipynb
 Tests    tests/test_quantize.py                 Letters    the legend in minivl2/config.py
 
 To write one word, the decoder multiplies one vector with every matrix on its way: two operations a number, and the number

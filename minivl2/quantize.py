@@ -1,5 +1,6 @@
 """A whole model of packed matrices (packed.py): which of them, with how many bits, and how alike it still is.
 
+Lesson   lessons/11_the_real_weights.ipynb
 Tests    tests/test_quantize.py
 
 Packed is every large matrix but these: the input embedding, of which a token needs one row; the gates, which are small, and

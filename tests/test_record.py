@@ -156,12 +156,11 @@ def test_routing_is_what_the_experts_were_given(processor, kind):
     model, batch = model_of(kind), question(processor)
     given = {}
     for i, layer in enumerate(model.decoder.layers[1:], start=1):
-        routed = layer.mlp.routed
-
-        def spy(tokens, routing, i=i, routed=routed):
-            given.setdefault(i, []).append(routing)
-            return routed(tokens, routing)
-        layer.mlp.routed = spy
+        for way in ("routed", "direct"):        # for many tokens, and for one
+            def spy(tokens, routing, i=i, compute=getattr(layer.mlp, way)):
+                given.setdefault(i, []).append(routing)
+                return compute(tokens, routing)
+            setattr(layer.mlp, way, spy)
     with watch(model) as record:
         answer(model, batch)
     assert record.gates.keys() == given.keys() == {1, 2}

@@ -132,8 +132,8 @@ torch.testing.assert_close(attend(q[None, None], k[None, None], v[None, None])[0
 print("All queries at once, or one by one in a loop: the same.")
 
 # %% [markdown]
-# (minivl2's own `attend` hands most calls to a fused kernel of PyTorch, which never writes the (T, S) scores to memory.
-# The sum is the same.)
+# (minivl2's own `attend` hands float32 to a fused kernel of PyTorch, which never writes all (T, S) scores to memory, and
+# computes bfloat16 a few queries at a time. The sum is the same.)
 #
 # ## Nobody looks ahead
 #

@@ -240,7 +240,8 @@ def absorbed(self: LatentAttention, q_nope: Tensor, q_rope: Tensor, latent: Tens
 # What comes before and after: queries in two parts, the latent and the rotary key, what goes into the cache and in
 # which state, and which of the two forms to take. Unpacking costs work for each *remembered* token, absorbing for each
 # *new* one: many new tokens (a prompt, or training) share the unpacked keys; a single one does better to absorb. So:
-# absorb if there is a cache and one new token, unpack otherwise.
+# absorb if there is a cache and one new token, unpack otherwise. (Ours counts the work of both for the tokens at hand,
+# `few`, and so absorbs a short question after a long picture, too. The answers are the same.)
 
 # %% [markdown] tags=["hints"]
 # 1. `self.query(x)` is (B, T, H\*(N+R)), head after head, each with its N content numbers first. Cut it into heads,

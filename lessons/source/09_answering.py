@@ -210,8 +210,8 @@ axes[0].set_ylabel("probability");
 
 # %% [markdown]
 # The star is all the other tokens together, 257 of them. At temperature 1 it is hardly to be seen: each of these is
-# unlikely. But there are many of them. At temperature 2 one letter in so many is wrong, and at 4 nearly every one. In a
-# real vocabulary there are not 267 tokens but 129,280.
+# unlikely. But there are many of them. At temperature 2 about one draw in four is one of them, and at 4 three in
+# four. In a real vocabulary there are not 267 tokens but 129,280.
 #
 # So one cuts the tail off. **Top-p**, or nucleus, sampling: line the tokens up from the likeliest down, keep as many as
 # are needed to have the probability $p$ together, and draw among those only, in their proportions. Where the model is

@@ -327,8 +327,9 @@ axis.spines[["top", "right"]].set_visible(False)
 #
 # $$\hat{w} = s \cdot \mathrm{round}(w / s), \qquad s = \frac{\max_j |w_j|}{2^{\,b-1} - 1}$$
 #
-# minivl2 does not do it (its subject is the model). But what it costs can be tried in six lines. All matrices of the
-# toy, rounded to fewer and fewer bits:
+# `--quantize int8` does just this while loading, and `int4` gives every 32 numbers of a row a scale of their own
+# (`minivl2/packed.py`; [docs/speed.md](../docs/speed.md) says what it buys). What it costs can be tried in six lines. All
+# matrices of the toy, rounded to fewer and fewer bits:
 
 # %%
 @torch.no_grad()
