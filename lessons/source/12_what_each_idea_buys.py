@@ -407,7 +407,7 @@ def bought(name: str):
     told = read(name)
     if not told:
         return None
-    (name, first), *others = told["variants"].items()
+    (base, first), *others = told["variants"].items()
     abilities = list(first["scores"])
     figure, axis = plt.subplots(figsize=(8, 1.2 + 0.24 * len(abilities)), layout="constrained")
     for i, (variant, one) in enumerate(others):
@@ -424,7 +424,7 @@ def bought(name: str):
                       label=None if row else variant)
     axis.axvline(0, color="black", linewidth=0.6)
     axis.set(yticks=range(len(abilities)), yticklabels=abilities, ylim=(len(abilities) - 0.5, -0.5),
-             xlabel=f"points more than \"{name}\" scores")
+             xlabel=f"points more than \"{base}\" scores")
     axis.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     axis.spines[["top", "right"]].set_visible(False)
 
