@@ -126,9 +126,9 @@ axes[0].invert_yaxis()
 
 # %% [markdown]
 # Where sizes are not equal one must say so. Those of the attentions differ a little: the latent one has matrices that
-# pack and unpack, and a key of its own for the position. Those of the tiles do not, but the work does: without tiles a picture is far fewer tokens, so each step
-# is cheaper, and in the same *time* it could have taken more steps. The same steps, the same time, the same number of
-# tokens: there is no comparison in which all of them are the same. Ours takes the same steps.
+# pack and unpack, and a key of its own for the position. With the tiles the size is the same and the work is not: without
+# them a picture is far fewer tokens, each step is cheaper, and in the same *time* the variant could have taken more of
+# them. The same steps, the same time, the same number of tokens: no comparison has all three. Ours takes the same steps.
 #
 # **The same chance.** The seed decides which pictures are drawn, and the first weights. The pictures are the same for all
 # variants (they are fixed by seed and step, lesson 8). The weights?
@@ -453,8 +453,8 @@ compared("tiles")
 compared("latent")
 
 # %% [markdown]
-# Two figures with many intervals are hard to compare by eye. What one wants to know is the difference, and its interval
-# (the two add up like sides of a right angle: squares, sum, root). One that holds 0 may be luck.
+# Many intervals side by side are hard to compare by eye. What one wants to know is the difference, and *its* interval
+# (the two add up like the sides of a right angle: squares, sum, root). A difference whose interval holds 0 may be luck.
 
 # %%
 bought("latent")
