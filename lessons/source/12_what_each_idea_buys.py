@@ -96,8 +96,8 @@ print("the variant:", multi_head.language.use_mla, " the toy:", toy.language.use
 # two recipes.
 #
 # **The same size.** Who takes the shared expert out and leaves the rest makes the model smaller, and finds that smaller
-# models are worse. So the variant without it sends every token to three experts instead of two. What a variant costs is
-# known before it is trained:
+# models are worse. So the variant without it sends every token to three experts instead of two: it holds one expert less
+# a layer, and uses as many. What a variant costs is known before it is trained:
 
 # %%
 names = [f"{name}: {variant}" for name, ablation in ablations.ABLATIONS.items()
@@ -156,16 +156,17 @@ for name in ablations.ABLATIONS:
 #
 # A full comparison takes hours. A miniature that takes a minute cannot show who is better in the end, but it shows how to
 # look. We take the balance of the experts, and make everything small: only the decoder learns, and it gets its pictures
-# *told* in words ("a red circle and ..."), as a part of the conversations in the paper's recipe does
-# (`curriculum.in_words`). So there are no visual tokens to compute. One list of conversations, the same for all:
+# *told* in words, as some of the conversations do when the toy is trained by the paper's recipe (`curriculum.in_words`). So
+# there are no visual tokens to compute. One list of conversations, the same for all:
 
 # %%
 STEPS = 150
 processor = Processor(train_tokenizer(sentences(1500), toy.language.vocab_size),
                       ProcessorConfig.of(toy))
-stage = curriculum.Stage(1.0, {"scenes": 1}, ((1, 1),), things=2, told=1.0)
+stage = curriculum.Stage(1.0, {"scenes": 1}, ((1, 1),), told=1.0)
 lessons = [curriculum.lesson(processor, 0, step, stage, 4).batch for step in range(STEPS)]
-print(processor.tokenizer.decode(lessons[0].input_ids[0].tolist()))
+row = lessons[0].input_ids[0][lessons[0].attention_mask[0]].tolist()
+print(processor.tokenizer.decode(row, skip_special_tokens=False))
 
 # %% [markdown]
 # ### Exercise 2: how uneven?
@@ -343,6 +344,10 @@ for axis in axes:
     axis.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown]
+# Wilson's holds the truth about as often as it promises, wherever the truth is. The usual one fails near 0 and 1: exactly
+# where a toy's abilities begin, and where they end if all goes well. (The teeth are there because 50 answers can only be
+# right in whole numbers.)
+#
 # With fifty questions a score of a half is good to 13 points up and down, with two hundred to 7. To halve that again
 # takes four times the questions.
 #
