@@ -497,7 +497,7 @@ compared("balance")
 bought("balance")
 
 # %% [markdown]
-# The load of each expert, step by step: a row is an expert, white is a fair share, blue is idle, red is crowded.
+# The load of each expert, step by step: a row is an expert, white is a fair share, blue less, red more.
 
 # %%
 told = read("balance")
@@ -514,8 +514,8 @@ if told:
         column[0].set_title(variant, fontsize=9)
         column[-1].set_xlabel("step")
     for layer, axis in enumerate(axes[:, 0]):
-        axis.set_ylabel(f"layer {layer + 1}\nexpert", fontsize=8)
-    figure.colorbar(shown, ax=axes, label="times its fair share")
+        axis.set_ylabel(f"MoE layer {layer + 1}\nexpert", fontsize=8)
+    figure.colorbar(shown, ax=axes, label="times its fair share", extend="max")
 
 # %% [markdown]
 # SLOT balance: which variants keep all experts busy, is any expert idle to the end without a cure, and does that show in
