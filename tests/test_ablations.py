@@ -66,14 +66,14 @@ class Inner:
 
 @dataclasses.dataclass(frozen=True)
 class Middle:
-    left: Inner = Inner()
-    right: Inner = Inner(2)
+    left: Inner = dataclasses.field(default_factory=Inner)
+    right: Inner = dataclasses.field(default_factory=lambda: Inner(2))
     size: int = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Outer:
-    middle: Middle = Middle()
+    middle: Middle = dataclasses.field(default_factory=Middle)
     name: str = "outer"
 
 

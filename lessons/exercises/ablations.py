@@ -15,14 +15,14 @@ class Wheel:
 
 @dataclasses.dataclass(frozen=True)
 class Axle:
-    wheel: Wheel = Wheel()
+    wheel: Wheel = dataclasses.field(default_factory=Wheel)
     long: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class Cart:
-    front: Axle = Axle()
-    rear: Axle = Axle(Wheel(28, 36))
+    front: Axle = dataclasses.field(default_factory=Axle)
+    rear: Axle = dataclasses.field(default_factory=lambda: Axle(Wheel(28, 36)))
     name: str = "cart"
 
 

@@ -15,8 +15,8 @@ def routing(chosen, experts):
 
 def some_loads():
     """Of layers that differ in how even they are and in who is busy."""
-    crowded = routing([[0, 1], [0, 2], [0, 3], [0, 1], [0, 1]], 4)              # 5, 3, 1, 1
-    idle = routing([[3, 2], [3, 2], [3, 1], [2, 3], [1, 0]], 5)                 # 1, 2, 3, 4, 0
+    crowded = routing([[0, 1], [0, 2], [0, 3], [0, 1], [0, 2], [0, 3]], 4)      # 6, 2, 2, 2
+    idle = routing([[3, 2], [3, 2], [3, 1], [2, 3], [3, 0]], 5)                 # 1, 1, 3, 5, 0
     return [float(loop.heaviest_load(layers)) for layers in ([crowded], [idle], [crowded, idle], [idle, crowded], [])]
 
 

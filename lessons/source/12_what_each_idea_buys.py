@@ -96,8 +96,8 @@ print("the variant:", multi_head.language.use_mla, " the toy:", toy.language.use
 # two recipes.
 #
 # **The same size.** Who takes the shared expert out and leaves the rest makes the model smaller, and finds that smaller
-# models are worse. So the variant without it sends every token to three experts instead of two. What a variant costs is
-# known before it is trained:
+# models are worse. So the variant without it sends every token to three experts instead of two: it holds one expert less
+# a layer, and uses as many. What a variant costs is known before it is trained:
 
 # %%
 names = [f"{name}: {variant}" for name, ablation in ablations.ABLATIONS.items()
@@ -126,9 +126,9 @@ axes[0].invert_yaxis()
 
 # %% [markdown]
 # Where sizes are not equal one must say so. Those of the attentions differ a little: the latent one has matrices that
-# pack and unpack, and a key of its own for the position. Those of the tiles do not, but the work does: without tiles a picture is far fewer tokens, so each step
-# is cheaper, and in the same *time* it could have taken more steps. The same steps, the same time, the same number of
-# tokens: there is no comparison in which all of them are the same. Ours takes the same steps.
+# pack and unpack, and a key of its own for the position. With the tiles the size is the same and the work is not: without
+# them a picture is far fewer tokens, each step is cheaper, and in the same *time* the variant could have taken more of
+# them. The same steps, the same time, the same number of tokens: no comparison has all three. Ours takes the same steps.
 #
 # **The same chance.** The seed decides which pictures are drawn, and the first weights. The pictures are the same for all
 # variants (they are fixed by seed and step, lesson 8). The weights?
@@ -156,16 +156,17 @@ for name in ablations.ABLATIONS:
 #
 # A full comparison takes hours. A miniature that takes a minute cannot show who is better in the end, but it shows how to
 # look. We take the balance of the experts, and make everything small: only the decoder learns, and it gets its pictures
-# *told* in words ("a red circle and ..."), as a part of the conversations in the paper's recipe does
-# (`curriculum.in_words`). So there are no visual tokens to compute. One list of conversations, the same for all:
+# *told* in words, as some of the conversations do when the toy is trained by the paper's recipe (`curriculum.in_words`). So
+# there are no visual tokens to compute. One list of conversations, the same for all:
 
 # %%
 STEPS = 150
 processor = Processor(train_tokenizer(sentences(1500), toy.language.vocab_size),
                       ProcessorConfig.of(toy))
-stage = curriculum.Stage(1.0, {"scenes": 1}, ((1, 1),), things=2, told=1.0)
+stage = curriculum.Stage(1.0, {"scenes": 1}, ((1, 1),), told=1.0)
 lessons = [curriculum.lesson(processor, 0, step, stage, 4).batch for step in range(STEPS)]
-print(processor.tokenizer.decode(lessons[0].input_ids[0].tolist()))
+row = lessons[0].input_ids[0][lessons[0].attention_mask[0]].tolist()
+print(processor.tokenizer.decode(row, skip_special_tokens=False))
 
 # %% [markdown]
 # ### Exercise 2: how uneven?
@@ -343,6 +344,10 @@ for axis in axes:
     axis.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown]
+# Wilson's holds the truth about as often as it promises, wherever the truth is. The usual one fails near 0 and 1: exactly
+# where a toy's abilities begin, and where they end if all goes well. (The teeth are there because 50 answers can only be
+# right in whole numbers.)
+#
 # With fifty questions a score of a half is good to 13 points up and down, with two hundred to 7. To halve that again
 # takes four times the questions.
 #
@@ -407,7 +412,7 @@ def bought(name: str):
     told = read(name)
     if not told:
         return None
-    (name, first), *others = told["variants"].items()
+    (base, first), *others = told["variants"].items()
     abilities = list(first["scores"])
     figure, axis = plt.subplots(figsize=(8, 1.2 + 0.24 * len(abilities)), layout="constrained")
     for i, (variant, one) in enumerate(others):
@@ -424,7 +429,7 @@ def bought(name: str):
                       label=None if row else variant)
     axis.axvline(0, color="black", linewidth=0.6)
     axis.set(yticks=range(len(abilities)), yticklabels=abilities, ylim=(len(abilities) - 0.5, -0.5),
-             xlabel=f"points more than \"{name}\" scores")
+             xlabel=f"points more than \"{base}\" scores")
     axis.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -453,8 +458,8 @@ compared("tiles")
 compared("latent")
 
 # %% [markdown]
-# Two figures with many intervals are hard to compare by eye. What one wants to know is the difference, and its interval
-# (the two add up like sides of a right angle: squares, sum, root). One that holds 0 may be luck.
+# Many intervals side by side are hard to compare by eye. What one wants to know is the difference, and *its* interval
+# (the two add up like the sides of a right angle: squares, sum, root). A difference whose interval holds 0 may be luck.
 
 # %%
 bought("latent")
@@ -492,7 +497,7 @@ compared("balance")
 bought("balance")
 
 # %% [markdown]
-# The load of each expert, step by step: a row is an expert, white is a fair share, blue is idle, red is crowded.
+# The load of each expert, step by step: a row is an expert, white is a fair share, blue less, red more.
 
 # %%
 told = read("balance")
@@ -509,8 +514,8 @@ if told:
         column[0].set_title(variant, fontsize=9)
         column[-1].set_xlabel("step")
     for layer, axis in enumerate(axes[:, 0]):
-        axis.set_ylabel(f"layer {layer + 1}\nexpert", fontsize=8)
-    figure.colorbar(shown, ax=axes, label="times its fair share")
+        axis.set_ylabel(f"MoE layer {layer + 1}\nexpert", fontsize=8)
+    figure.colorbar(shown, ax=axes, label="times its fair share", extend="max")
 
 # %% [markdown]
 # SLOT balance: which variants keep all experts busy, is any expert idle to the end without a cure, and does that show in
