@@ -157,7 +157,9 @@ def test_routing_is_what_the_experts_were_given(processor, kind):
     given = {}
     for i, layer in enumerate(model.decoder.layers[1:], start=1):
         for way in ("routed", "direct"):        # for many tokens, and for one
-            def spy(tokens, routing, i=i, compute=getattr(layer.mlp, way)):
+            compute = getattr(layer.mlp, way)
+
+            def spy(tokens, routing, i=i, compute=compute):
                 given.setdefault(i, []).append(routing)
                 return compute(tokens, routing)
             setattr(layer.mlp, way, spy)
