@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from minivl2 import build
+from minivl2 import build, cost
 from minivl2.config import Config
 from minivl2.processor import Processor, ProcessorConfig
 from minivl2.toyworld import GRIDS
@@ -135,3 +136,38 @@ def test_metrics_are_averaged_into_few_lines():
     assert first == {"step": 20, "loss": 1.5, "load": 1.0, "experts": [[1.5, 0.0]], "abilities": {"line": 1.0, "read": 3.0}}
     assert second == lines[2]
     assert ablations.averages(lines, 50) == lines
+
+
+# ------------------------------------------------------------------------------------------ the findings
+
+LESSONS = Path(__file__).resolve().parents[1] / "lessons"
+
+
+@pytest.mark.parametrize("name", ablations.ABLATIONS)
+def test_the_findings_are_those_of_the_runs(name):
+    """Every table of lessons/ablations.md, number by number, from the kept results."""
+    kept = json.loads((LESSONS / f"ablations/{name}.json").read_text(encoding="utf-8"))
+    assert list(kept["variants"]) == list(ablations.ABLATIONS[name].variants)
+    section = (LESSONS / "ablations.md").read_text(encoding="utf-8").split(f"](ablations/{name}.png)")[1].split("\n## ")[0]
+    header, _, *rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
+    assert header[-len(kept["variants"]):] == list(kept["variants"])
+    told = {row[0]: row[1:] for row in rows}
+    for ability in next(iter(kept["variants"].values()))["scores"]:
+        assert told.pop(ability) == [f"{100 * one['scores'][ability]:.0f} %" for one in kept["variants"].values()]
+    for variant, *also in zip(kept["variants"], *told.values(), strict=True):
+        for what, number in zip(told, also, strict=True):
+            if what.startswith("cached"):
+                config, _ = ablations.configurations(f"{name}: {variant}")
+                assert int(number) == cost.cache_numbers(config.language)
+            else:
+                assert what.startswith("busiest expert")
+                loads = [line["load"] for line in kept["variants"][variant]["metrics"][-8:]]
+                assert float(number) == round(sum(loads) / 8, 1)
+
+
+@pytest.mark.parametrize("name", ablations.ABLATIONS)
+def test_the_kept_results_are_of_the_variants_as_they_are_now(name):
+    kept = json.loads((LESSONS / f"ablations/{name}.json").read_text(encoding="utf-8"))
+    for variant, one in kept["variants"].items():
+        assert one["facts"] == ablations.facts(f"{name}: {variant}")
+        assert all(count == 200 for count in one["n"].values())
