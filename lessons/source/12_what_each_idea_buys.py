@@ -448,6 +448,16 @@ compared("tiles")
 # blind. Its loss falls, too: it learns which words and lengths there are, and guesses from grey levels. The two did not have
 # the same work. A picture is 57 to 93 visual tokens with tiles and 41 without, and for some questions those 41 are enough.
 #
+# ### The rule for tiles
+# Lesson 1 had two rules for choosing the grid: the paper's sentence, which wastes the least padding, and the released code,
+# which keeps the most pixels. How much does it matter? Same pictures, same text to be read.
+
+# %%
+compared("rule")
+
+# %% [markdown]
+# SLOT rule
+#
 # ### Latent attention
 # What it saves is certain, and known without training: the numbers to be remembered for a token and layer, above. The
 # question is what that costs in quality. DeepSeek-V2 (appendix D.2, table 9) trained a pair of models with 16 B parameters
