@@ -461,7 +461,10 @@ compared("tiles")
 compared("rule")
 
 # %% [markdown]
-# SLOT rule
+# Much. For pictures two tiles long both rules choose the same grid. But a square picture fills *one* tile without any padding,
+# so by the paper's sentence, read as it stands, it never gets more: every third picture here is shrunk to a quarter of its
+# pixels. What cannot be read cannot be learned from either, and the rest is read worse, too. It is hard to believe that the
+# authors trained that way; their code does not.
 #
 # ### Latent attention
 # What it saves is certain, and known without training: the numbers to be remembered for a token and layer, above. The
