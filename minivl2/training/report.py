@@ -106,6 +106,9 @@ def comparison(title: str, results: Mapping[str, dict], metrics: Mapping[str, Se
         axis.yaxis.label.set_fontsize(8)
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_ylim(0, None)
+    for axis in (loss, *small.flat):        # the fall of the first steps would make everything after it flat
+        later = [y for line in axis.lines for x, y in line.get_xydata() if x > axis.dataLim.x1 / 10]
+        axis.set_ylim(0, 1.1 * max(later, default=1.0))
     load.axhline(1, color="black", linewidth=0.6, linestyle=":")
     return figure
 
