@@ -550,8 +550,9 @@ if told:
 # %% [markdown]
 # <!-- SLOT balance -->
 # In our run, without a cure, two or three experts of each layer do nearly all the work, to the end: the busiest expert of
-# the worst layer has more than three times its share, of four that are possible. Both cures bring it to about 1.4. Here the
-# idea does what it says.
+# the worst layer has more than three times its share, of four that are possible. Both cures bring it to about 1.4. And as
+# means over batches, as in the paper, the order is the paper's: the bias evens out better than the balance loss (the lines
+# above the picture). Here the idea does what it says.
 #
 # And the scores? They do not ask for it. Without a cure, "colour" and "boxes" were *better* than with the balance loss, by
 # ten points, beyond the luck of the questions; with the bias, "colour" and "exists" were worse. Look at the curves of
@@ -565,15 +566,15 @@ if told:
 # - **That a mechanism works** can be seen in a toy: whether a bias evens out the load, or whether letters that were shrunk
 #   away can be read.
 # - **That an idea pays** cannot. Our toy has 1.7 M parameters, knows 640 tokens, and saw some ten
-#   thousands of pictures. The published models are up to sixteen thousand times as large. Experts may be worth nothing where there is
-#   little to know, and everything where there is much. A small difference here is no forecast, and neither is its absence.
+#   thousands of pictures. The published models are up to sixteen thousand times as large. Experts may be worth nothing
+#   where there is little to know, and everything where there is much. A small difference here is no forecast, and neither is its absence.
 # - **One seed each** leaves open how much is luck of training. `--seed 1` gives a second throw; the ideas in which you
 #   believe most deserve three.
 # - **What was tuned?** The toy's learning rates were found on the toy as it is, the first variant of each comparison. The
 #   others might do better with their own. Every ablation in every paper has this tilt, usually towards what is proposed.
 #
 # **Try:** an idea of your own. A variant is one line in `ABLATIONS` of `minivl2/training/ablations.py`: half as many
-# experts, each twice as wide; one layer less; no rotary part in the key. Write down first what you expect.
+# experts, each twice as wide; one layer less; a latent of half the width. Write down first what you expect.
 #
 # ## What you have now
 # All of it. Each part of DeepSeek-VL2 written and tested, a model trained, its answers looked at beside a guess, and its
