@@ -8,6 +8,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import cloudpickle
 import pytest
 import torch
 from nbclient import NotebookClient
@@ -281,3 +282,11 @@ def test_results_are_the_same_only_if_their_numbers_are():
         assert not exercise.same([x, 2.0], other)
 
 
+
+
+def test_an_answer_that_calls_itself_calls_itself_and_not_what_had_its_name_before():
+    notebook = {"__name__": "__main__"}
+    exec("def rate(n):\n    return 0 if n == 0 else 1 + rate(n - 1)", notebook)
+    answer, notebook["rate"] = notebook["rate"], lambda n: 99       # the cell ran before: the name is taken
+    again = cloudpickle.loads(worker.Job.of("training.optimizers.rate", answer).pickled)
+    assert again(3) == 3
