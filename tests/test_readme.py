@@ -93,6 +93,27 @@ def test_the_page_on_speed_counts_as_the_program_does_and_its_commands_are_under
         assert f"def {name}(" in (ROOT / "minivl2" / f"{module}.py").read_text(encoding="utf-8"), name
 
 
+def test_the_page_on_speed_tells_what_was_measured():
+    """The table of docs/speed.md, from the lines that `minivl2 bench --json` ended with."""
+    runs = [json.loads((ROOT / f"docs/bench/tiny-{name}.json").read_text()) for name in ("bfloat16", "pack", "int8", "int4")]
+    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+            for line in page.splitlines() if line.startswith("|")}
+    for row, figure in (("looking, three tiles", "vision"), ("prompt of 1,024", "prompt"), ("word after 1,024", "decode")):
+        fractions = [run["fraction"][figure] for run in runs] + [runs[0]["fraction"][f"transformers: {figure}"]]
+        assert [int(cell.removesuffix(" %")) for cell in rows[row]] == pytest.approx([100 * f for f in fractions], abs=0.51)
+    for row, figure in (("tiles a second", "vision"), ("prompt, tokens a second", "prompt"),
+                        ("words a second after 1,024", "decode")):
+        rates = [run["measured"][figure] for run in runs] + [runs[0]["measured"][f"transformers: {figure}"]]
+        assert [float(cell) for cell in rows[row]] == pytest.approx([rate / rates[0] for rate in rates], abs=0.051)
+    whole = [run["seconds"]["640 x 480 picture, 64 words"] for run in runs]
+    told = [float(cell) for cell in rows["picture of 640 x 480, 64 words of answer: seconds"] if cell]
+    assert told == pytest.approx([seconds / whole[0] for seconds in whole], abs=0.01)
+    for row, what in (("weights, GB", "weights"), ("most that was held until the first word, GB", "peak")):
+        told = [float(cell) for cell in rows[row] if cell]
+        assert told == pytest.approx([run["memory_gb"][what] for run in runs], abs=0.051)
+
+
 def test_its_links_and_pictures_are_there():
     for target in re.findall(r"\]\(([^)]+)\)", README):
         assert target.startswith("https://arxiv.org/") or (ROOT / target).exists(), target

@@ -70,7 +70,7 @@ def test_two_who_share_a_model_learn_what_one_learns(runs, way):
 def test_they_compute_in_bfloat16_too(runs, way):
     """As far as its three digits go."""
     alone, together = losses(runs / "alone-bfloat16"), losses(runs / f"{way}-bfloat16")
-    assert len(alone) == 3 * 4 and together == pytest.approx(alone, abs=0.02)
+    assert len(alone) == 3 * 4 and together == pytest.approx(alone, abs=0.05)
     assert alone != pytest.approx(losses(runs / "alone")[:12], abs=1e-5)
 
 
