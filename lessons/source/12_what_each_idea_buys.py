@@ -389,7 +389,7 @@ axis.spines[["top", "right", "left"]].set_visible(False)
 # These were made by
 #
 # ```
-# python train_tiny.py --ablate tiles         # and latent, shared, balance
+# python train_tiny.py --ablate tiles         # and rule, latent, shared, balance
 # ```
 #
 # one seed each; what came out is in `lessons/ablations/`, and drawn here. Left: the scores on new pictures, the lines
