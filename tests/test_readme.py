@@ -109,6 +109,16 @@ def test_the_page_on_speed_tells_what_was_measured():
     whole = [run["seconds"]["640 x 480 picture, 64 words"] for run in runs]
     told = [float(cell) for cell in rows["picture of 640 x 480, 64 words of answer: seconds"] if cell]
     assert told == pytest.approx([seconds / whole[0] for seconds in whole], abs=0.01)
+    toys = [json.loads((ROOT / f"docs/bench/toy-{name}.json").read_text()) for name in ("bfloat16", "int8", "int4")]
+    means = [100 * sum(toy["scores"].values()) / len(toy["scores"]) for toy in toys]
+    assert [float(cell.removesuffix(" %")) for cell in rows["mean of its 24 scores"]] == pytest.approx(means, abs=0.051)
+    overlaps = [toy["mean_iou"] for toy in toys]
+    assert [float(cell) for cell in rows["mean IoU of its boxes"]] == pytest.approx(overlaps, abs=0.0051)
+    against = [toy["against_plain"] for toy in toys[1:]]
+    assert [float(cell.removesuffix(" %")) for cell in rows["same likeliest token"][1:]] == pytest.approx(
+        [100 * one["same_likeliest"] for one in against], abs=0.051)
+    assert [float(cell) for cell in rows["divergence from bfloat16, nats a token"][1:]] == pytest.approx(
+        [one["kl"] for one in against], abs=0.000051)
     for row, what in (("weights, GB", "weights"), ("most that was held until the first word, GB", "peak")):
         told = [float(cell) for cell in rows[row] if cell]
         assert told == pytest.approx([run["memory_gb"][what] for run in runs], abs=0.051)
