@@ -18,6 +18,7 @@ stays packed for few vectors, and is unpacked, used and forgotten for many.
 from __future__ import annotations
 
 import functools
+import mmap
 from collections.abc import Sequence
 
 import torch
@@ -47,7 +48,10 @@ class Packed(nn.Module):
         """One of the matrices. With the last of them, they are packed, and forgotten."""
         self.waiting[part] = weight
         if all(w is not None for w in self.waiting):
-            self.pack(torch.cat(self.waiting) if len(self.waiting) > 1 else weight)
+            if len(self.waiting) > 1:
+                together = own_pages(sum(w.nbytes for w in self.waiting)).view(weight.dtype).view(self.rows, self.columns)
+                weight = torch.cat(self.waiting, out=together)
+            self.pack(weight)
             self.waiting = []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,6 +148,15 @@ class Packed4(Packed):
     def multiply(self, vectors: Tensor) -> Tensor:
         return torch._weight_int4pack_mm_for_cpu(
             vectors.contiguous(), self.weight_int4, GROUP, self.scale.to(vectors.dtype))
+
+
+def own_pages(size: int) -> Tensor:
+    """(size,) bytes, not set, in pages of their own, which go back to the system whole when the tensor is let go.
+
+    The usual heap would keep them. Where something large is let go after something smaller was made from it, again and
+    again, as when weights are packed while loading, that leaves holes: half as much again as the weights.
+    """
+    return torch.frombuffer(mmap.mmap(-1, max(1, size)), dtype=torch.uint8)[:size]
 
 
 def aligned(t: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from minivl2.config import Config
 from minivl2.files import written_whole
 from minivl2.model import DeepSeekVL2, NothingDrawn, build
 from minivl2.names import UNUSED, mismatches, published_name, published_names, unused_names
-from minivl2.packed import GROUP, aligned, in_order, layout, out_of_order
+from minivl2.packed import GROUP, aligned, in_order, layout, out_of_order, own_pages
 from minivl2.processor import Processor, ProcessorConfig
 
 SHARD_BYTES = 5_000_000_000
@@ -222,7 +222,7 @@ def read_tensors(files: Sequence[Path], unmapped: Collection[str] = ()) -> Itera
                     continue
                 raw = pages[start + first:start + end]
                 if name in unmapped:
-                    raw = torch.empty_like(raw)
+                    raw = own_pages(len(raw))
                     plain.seek(start + first)
                     plain.readinto(memoryview(raw.numpy()))
                 yield name, raw.view(dtype).view(header[name]["shape"])
