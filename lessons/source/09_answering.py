@@ -441,9 +441,11 @@ for axis, values, label in zip(axes, (largest, took), ("kilobytes, largest tenso
     axis.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown]
-# Memory falls until something is largest that does not shrink. Time need not rise at first: smaller tensors stay in the
-# fast memory of a processor. But with very small chunks it does, since latent attention unpacks everything remembered
-# anew for each chunk (lesson 5).
+# In one piece the largest tensor is the mask, 900 x 900: `attend` never writes its scores down. In pieces our latent
+# attention absorbs (lesson 5) wherever that is fewer multiplications, and *its* scores are written down, for all four heads:
+# so two large pieces need more memory than one, and more time. From there on memory falls with the piece. Time rises once
+# more at the end, where ever smaller pieces each read all that is remembered. (At the published sizes absorbing only pays
+# for the smallest pieces, so there large ones are the plain sum.)
 #
 # ## Letter by letter
 #
