@@ -9,7 +9,7 @@
                                                 each process keeps half of the model: how larger ones are trained
     python train_tiny.py --course whole --minutes 180
                                                 everything the toy world asks, not only what ten minutes can teach
-    python train_tiny.py --start weights/toy --course more --minutes 60
+    python train_tiny.py --from weights/toy --course more --minutes 60
                                                 train a toy further, on what is hardest to learn
     python train_tiny.py --ablate latent        what an idea of the paper buys: with it and without, compared
 
@@ -160,11 +160,11 @@ def read_options() -> argparse.Namespace:
                         help="paper: SigLIP's loss, then the paper's three stages, with AdamW (default: the fastest found)")
     parser.add_argument("--ablate", choices=tuple(ablations.ABLATIONS),
                         help="train the toy with and without one idea, so many minutes each, and compare")
-    parser.add_argument("--start", type=Path, metavar="DIR",
+    parser.add_argument("--from", dest="start", type=Path, metavar="DIR",
                         help="train this checkpoint further instead of random weights (take another --seed than its run "
                              "had, or it sees the same pictures again)")
     parser.add_argument("--sight", type=int, default=0, metavar="STEPS",
-                        help="steps of learning to see first (default: a quarter of the minutes; with --start, none)")
+                        help="steps of learning to see first (default: a quarter of the minutes; with --from, none)")
     parser.add_argument("--dtype", choices=loop.DTYPES, help="to compute in (default: the faster one here, measured)")
     parser.add_argument("--batch", type=int, default=16, help="pictures per step (default 16)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the pictures (default 0)")
@@ -177,9 +177,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--evaluation-seed", type=int, default=1, help="of the pictures it is tested on (default 1)")
     options = parser.parse_args()
     if options.start and options.ablate:
-        parser.error("--ablate compares toys that learned everything in their own way, so it cannot --start from one")
+        parser.error("--ablate compares toys that learned everything in their own way, so it cannot go on --from one")
     if options.start and not (options.start / "config.json").exists():
-        parser.error(f"--start {options.start}: no checkpoint is there (config.json is missing)")
+        parser.error(f"--from {options.start}: no checkpoint is there (config.json is missing)")
     return options
 
 

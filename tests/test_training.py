@@ -4,9 +4,11 @@ import dataclasses
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -494,12 +496,21 @@ def test_training_further_begins_with_the_weights_that_are_there(tmp_path, monke
 
 
 def test_where_no_checkpoint_is_none_can_be_trained_further(tmp_path, monkeypatch, capsys):
-    for arguments, said in ((["--start", str(tmp_path)], "no checkpoint"),
-                            (["--start", "weights/toy", "--ablate", "latent"], "in their own way")):
+    for arguments, said in ((["--from", str(tmp_path)], "no checkpoint"),
+                            (["--from", "weights/toy", "--ablate", "latent"], "in their own way")):
         monkeypatch.setattr(sys, "argv", ["train_tiny.py", *arguments])
         with pytest.raises(SystemExit):
             train_tiny.read_options()
         assert said in capsys.readouterr().err
+
+
+def test_under_torchrun_no_option_is_taken_for_one_of_its_own():
+    """torchrun reads the whole line, and a beginning of one of its options' names counts as that option."""
+    from torch.distributed.run import get_args_parser
+    theirs = [name for action in get_args_parser()._actions for name in action.option_strings]
+    ours = re.findall(r'add_argument\("(--[a-z-]+)"', Path(train_tiny.__file__).read_text())
+    assert len(ours) > 10 and "--from" in ours
+    assert [(name, other) for name in ours for other in theirs if other.startswith(name)] == []
 
 
 @pytest.mark.parametrize("moment", ["plan.json", "step-000000", "step-000002"])
