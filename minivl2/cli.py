@@ -162,16 +162,23 @@ def evaluate(options: argparse.Namespace) -> int:
 
 
 def measure(options: argparse.Namespace) -> int:
-    from minivl2 import bench  # here, as it brings the toy's tokenizer along
+    from minivl2 import bench, gains  # here, as they bring the toy's tokenizer along
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    found = bench.run(options.model or str(default_weights()), options.dtype, options.quantize, options.pack,
-                      options.repeats, options.words, options.layers, not options.alone, say)
-    print(bench.table(found))
+    target = options.model or str(default_weights())
+    if options.gains:
+        if options.quantize or options.pack:
+            raise ValueError("--gains compares fast and plain ways of plain weights: leave out --quantize and --pack")
+        found = gains.run(target, options.dtype, options.repeats, options.words, options.layers, say)
+        print(gains.table(found))
+    else:
+        found = bench.run(target, options.dtype, options.quantize, options.pack,
+                          options.repeats, options.words, options.layers, not options.alone, say)
+        print(bench.table(found))
     if options.json:
         print(json.dumps(found))
     return 0
@@ -328,6 +335,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--layers", type=positive, metavar="N",
                      help="of a named size, only so many layers: where the disk has no room for all")
     sub.add_argument("--alone", action="store_true", help="do not measure transformers beside it")
+    sub.add_argument("--gains", action="store_true",
+                     help="measure instead what each fast way buys: with it, and with the plain way in its place")
     sub.add_argument("--json", action="store_true", help="print everything as JSON in the last line")
 
     sub = command(shrink, "quantize", "Round a checkpoint's weights to 8 or 4 bits, and save it",
