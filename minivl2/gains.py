@@ -115,7 +115,7 @@ def gains_of(model: DeepSeekVL2, processor: Processor, words: int) -> list[Gain]
     all_gains = [
         Gain("three tiles", "attention a few queries at a time", look,
              instead(look, attention, "in_pieces", attention.fused)),
-        Gain("a picture of one tile", "looked at once", look_at_one_tile,
+        Gain("one-tile picture", "looked at once", look_at_one_tile,
              instead(look_at_one_tile, whole_model, "without_twins", all_of_them)),
         Gain("prompt", "attention a few queries at a time", read_prompt,
              instead(read_prompt, attention, "in_pieces", attention.fused)),

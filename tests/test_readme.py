@@ -84,7 +84,7 @@ def test_the_page_on_speed_counts_as_the_program_does_and_its_commands_are_under
                   f"{roofline.plain_word_bytes(config, 1024, torch.bfloat16) / 1e9:.2f} GB")
         assert tuple(row[column].strip() for row in rows.values()) == wanted
     commands = [line.split("#")[0] for line in page.splitlines() if line.startswith("minivl2 ")]
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         assert callable(cli._parser().parse_args(shlex.split(command.split("|")[0])[1:]).command)
     for module in re.findall(r"`(\w+\.py)`", page):
@@ -124,6 +124,21 @@ def test_the_page_on_speed_tells_what_was_measured():
     peaks = [runs[0]["memory_gb"]["peak"], *(held[name]["peak_bytes"] / 1e9 for name in ("pack", "int8", "int4"))]
     for row, numbers in (("weights, GB", weights), ("most that was held, answering, GB", peaks)):
         assert [float(cell) for cell in rows[row] if cell] == pytest.approx(numbers, abs=0.051)
+
+
+def test_the_page_on_speed_tells_what_each_change_bought_and_what_the_large_ones_hold():
+    gains = json.loads((ROOT / "docs/bench/gains-tiny.json").read_text())["gains"]
+    page = " ".join((ROOT / "docs" / "speed.md").read_text(encoding="utf-8").split())
+    small = json.loads((ROOT / "docs/bench/small-int4.json").read_text())
+    base = json.loads((ROOT / "docs/bench/base-int4-memory.json").read_text())
+    for told in (
+        *(f"| {g['phase']} | {g['change']} | {g['plain_seconds']:.2f} s | {g['seconds']:.2f} s | {g['times']:.2f} |"
+          for g in gains),
+        f"{small['measured']['decode']:.1f} words a second, holding {small['memory_gb']['peak']:.1f} GB at most",
+        f"{base['peak_bytes'] / 1e9:.1f} GB at most for weights of {base['weights_bytes'] / 1e9:.1f} GB",
+        f"64 words, in {base['whole']:.0f} seconds", f"wrote {base['measured decode']:.1f} words a second",
+    ):
+        assert told in page, told
 
 
 def test_its_links_and_pictures_are_there():
