@@ -113,20 +113,20 @@ class MixtureOfExperts(nn.Module):
         """The weighted sum of every token's chosen experts. (n, D) -> (n, D)
 
         The n*K visits are sorted by expert, so that each expert reads its visitors in one piece; an expert nobody visits is
-        not even looked at.
+        not even looked at. Its answers are added where they belong at once: those of all visits, K times as large as the
+        tokens, are never in memory together.
         """
-        n, K = routing.experts.shape
         order = routing.experts.flatten().argsort(stable=True)                  # visits, by expert
+        token = order // routing.experts.shape[1]                               # visit i is token i // K
+        weight = routing.weights.flatten()[order, None]
         load = routing.load
         visited = load.nonzero().flatten()
-        visitors = tokens[order // K].split(load[visited].tolist())             # visit i is token i // K
-        answers = torch.cat([self.experts[e](group) for e, group in zip(visited.tolist(), visitors, strict=True)])
-        by_visit = torch.empty_like(answers).index_copy_(0, order, answers).unflatten(0, (n, K))
-        # Summed in float32, as the gate's; a few tokens at a time, so that the wide products never leave the
-        # processor's cache.
-        few = max(1, 2**18 // by_visit[0].numel())
-        pieces = zip(by_visit.split(few), routing.weights.split(few), strict=True)
-        return torch.cat([(visits * weights[..., None]).sum(1).type_as(tokens) for visits, weights in pieces])
+        groups = (of_all.split(load[visited].tolist()) for of_all in (tokens[token], token, weight))
+        at_least_float32 = torch.promote_types(tokens.dtype, weight.dtype)      # as the gate's weights are
+        out = torch.zeros_like(tokens, dtype=at_least_float32)
+        for e, visitors, where, counts in zip(visited.tolist(), *groups, strict=True):
+            out.index_add_(0, where, self.experts[e](visitors) * counts)
+        return out.type_as(tokens)
 
     def direct(self, token: Tensor, routing: Routing) -> Tensor:
         """The same for a token alone, (1, D) -> (1, D): its K experts, one after another, with nothing to sort.

@@ -244,15 +244,7 @@ def test_a_token_alone_gets_directly_what_sorting_would_give_it(cfg, seed):
     moe = small.randomised(MixtureOfExperts(cfg), seed)
     token = small.numbers(1, cfg.hidden_size, seed=seed)
     routing = moe.gate(token)
-    assert_close(moe.direct(token, routing), moe.routed(token, routing), atol=0, rtol=0)
-
-
-@torch.no_grad()
-def test_many_tokens_are_summed_piece_by_piece_as_few_are():
-    """2**18 numbers a piece: here three pieces, the last of them shorter."""
-    moe = small.randomised(MixtureOfExperts(small.language(num_experts_per_tok=4)))
-    x = small.numbers(1, 2 * 2**12 + 5, 16)
-    assert_close(moe(x)[0], torch.cat([moe(some)[0] for some in x.split(1000, 1)], 1))
+    assert_close(moe.direct(token, routing), moe.routed(token, routing))        # but for the order in which they are summed
 
 
 @torch.no_grad()
