@@ -21,6 +21,7 @@ from minivl2.config import Config
 from minivl2.conversation import about
 from minivl2.experts import MixtureOfExperts
 from minivl2.generation import generate
+from minivl2.heap import keep_freed
 from minivl2.model import DeepSeekVL2
 from minivl2.processor import Processor
 from minivl2.quantize import stored
@@ -95,4 +96,5 @@ def endless(config: Config) -> Config:
 
 
 if __name__ == "__main__":
+    keep_freed()
     print(json.dumps(afresh(*sys.argv[1:])))

@@ -19,6 +19,7 @@ from minivl2 import cost, grounding, toyworld
 from minivl2.config import SIZES, Config
 from minivl2.conversation import about
 from minivl2.generation import answer_each, stream
+from minivl2.heap import keep_freed
 from minivl2.images import open_image
 from minivl2.quantize import agreement
 from minivl2.training import cluster
@@ -33,6 +34,7 @@ HOUSE = Path(__file__).resolve().parent.parent
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 for success, 1 for a problem, said in one line on standard error."""
     options = _parser().parse_args(arguments)
+    keep_freed()
     try:
         return options.command(options)
     except (ValueError, OSError) as problem:        # all of minivl2's errors are ValueErrors

@@ -69,6 +69,13 @@ def test_each_plain_way_is_taken_when_it_is_measured_and_never_else(monkeypatch)
     assert sorted(measured) == sorted(names)
 
 
+def test_free_memory_is_handed_back_only_while_that_is_measured(monkeypatch):
+    asked = []
+    monkeypatch.setattr(gains.heap, "keep_freed", lambda *most: asked.append(most))
+    assert gains.handed_back(lambda: list(asked))() == [(2**26,)]
+    assert asked == [(2**26,), ()]
+
+
 def test_latent_attention_is_compared_only_where_there_is_any():
     changes = {kind: [gain.change for gain in of(kind)] for kind in ("mla", "mha")}
     assert [change for change in changes["mla"] if change not in changes["mha"]] == ["latents absorbed, not expanded"]

@@ -23,7 +23,7 @@ MISTAKES = [(e, m) for e in EXERCISES for m in e.mistakes]
 SLOW = {"08": 120, "12": 120}      # seconds a lesson may take; all others 60
 NOT_TAUGHT = {      # nothing of the model: a command line, what draws, what runs training and grading, the toy's pictures
     "__init__.py", "__main__.py", "cli.py", "figures.py", "panels.py", "play.py", "xray.py",
-    "bench.py", "gains.py", "afresh.py", "stand_in.py", "roofline.py", "peer.py",
+    "bench.py", "gains.py", "heap.py", "afresh.py", "stand_in.py", "roofline.py", "peer.py",
     "training/cluster.py", "training/report.py", "training/shard.py", "training/team.py",
     "training/tokenizer.py", "training/__init__.py", "grading/*.py", "toyworld/*.py"}
 GRADED = re.compile(r'^@grade\("([\w.]+)"\)', re.M)
