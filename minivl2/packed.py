@@ -141,7 +141,7 @@ class Packed4(Packed):
             self.weight_int4[rows] = in_order(q, layout())
 
     def unpack(self, dtype: torch.dtype) -> Tensor:
-        # Taken apart first: of what lies in every second place, torch multiplies number by number, ten times as slowly.
+        # Taken apart first: of what lies in every second place, torch multiplies number by number.
         scale, zero = (t.contiguous() for t in self.scale.to(dtype).unbind(-1))         # (D/32, N)
         q = out_of_order(self.weight_int4, layout()).unflatten(0, (-1, GROUP)).sub_(8)  # (D/32, 32, N)
         return torch.addcmul(zero[:, None], q.to(dtype), scale[:, None]).flatten(0, 1).T
