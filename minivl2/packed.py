@@ -118,7 +118,7 @@ class Packed8(Packed):
             self.weight_int8[rows], self.scale[rows] = round8(weight[rows])
 
     def unpack(self, dtype: torch.dtype) -> Tensor:
-        return self.weight_int8.to(dtype) * self.scale[:, None].to(dtype)
+        return self.weight_int8.to(dtype).mul_(self.scale[:, None].to(dtype))
 
     def multiply(self, vectors: Tensor) -> Tensor:
         return torch._weight_int8pack_mm(aligned(vectors.contiguous()), self.weight_int8, self.scale.to(vectors.dtype))
@@ -143,8 +143,8 @@ class Packed4(Packed):
     def unpack(self, dtype: torch.dtype) -> Tensor:
         # Taken apart first: of what lies in every second place, torch multiplies number by number.
         scale, zero = (t.contiguous() for t in self.scale.to(dtype).unbind(-1))         # (D/32, N)
-        q = out_of_order(self.weight_int4, layout()).unflatten(0, (-1, GROUP)).sub_(8)  # (D/32, 32, N)
-        return torch.addcmul(zero[:, None], q.to(dtype), scale[:, None]).flatten(0, 1).T
+        q = out_of_order(self.weight_int4, layout()).unflatten(0, (-1, GROUP)).sub_(8).to(dtype)    # (D/32, 32, N)
+        return torch.addcmul(zero[:, None], q, scale[:, None], out=q).flatten(0, 1).T
 
     def multiply(self, vectors: Tensor) -> Tensor:
         return torch._weight_int4pack_mm_for_cpu(
