@@ -38,6 +38,11 @@ def some_visits():
     return moe.routed(small.numbers(5, 16), experts.Routing(chosen, small.numbers(5, 2, seed=1).abs(), torch.empty(5, 4)))
 
 
+def in_the_order_of(visit):
+    """The answers, sorted by expert, are taken for those of these visits."""
+    return {"token, weight)": f"{visit} // routing.experts.shape[1], routing.weights.flatten()[{visit}, None])"}
+
+
 def mean_of_the_chosen(self, tokens, routing):
     answers = torch.stack([expert(tokens) for expert in self.experts], dim=1)       # (n, E, D)
     return answers.gather(1, routing.experts[..., None].expand(-1, -1, tokens.shape[1])).mean(1)
@@ -131,23 +136,24 @@ EXERCISES = (
     )),
     Exercise("experts.MixtureOfExperts.routed",
              "(mixture or own_answer or nobody or gradients or rounded) and not transformers", some_visits, (
-        Mistake("answers not brought back", {".index_copy_(0, order, answers)": ".copy_(answers)"},
+        Mistake("answers not brought back", in_the_order_of("torch.arange(len(order))"),
                 "each expert is right, but the answers stay sorted by expert: every token gets another token's. Undo the "
                 "sorting before you sum."),
-        Mistake("brought back the wrong way", {".index_copy_(0, order, answers)": ".copy_(answers[order])"},
+        Mistake("brought back the wrong way", in_the_order_of("order.argsort()"),
                 "sorting is undone by writing to the sorted places, out[order] = answers, not by reading, answers[order]. "
                 "The two are equal only when the permutation is its own inverse."),
-        Mistake("visit i is token i mod n", {"order // K": "order % n"},
+        Mistake("visit i is token i mod n", {"tokens[token]": "tokens[order % len(tokens)]"},
                 "you take visit i for token i % n. The visits are read row by row from (n, K): visit i is token i // K."),
         Mistake("unweighted", mean_of_the_chosen, "the experts' answers are averaged; each shall count by routing.weights."),
-        Mistake("summed without weights", {"visits * weights[..., None]": "visits"},
+        Mistake("summed without weights", {"(visitors) * counts": "(visitors).to(at_least_float32)"},
                 "the experts' answers are added up; each shall count by routing.weights."),
         Mistake("first weight for all", weights_by_rank,
                 "every expert of a token gets the weight of the first; weights[i, k] belongs to experts[i, k]."),
         Mistake("weights on the way in", weights_on_the_way_in,
                 "the weights go onto what an expert answers, not onto what it reads: an expert is not linear."),
-        Mistake("rounded before the sum", {"weights[..., None]": "weights[..., None].type_as(tokens)"}),
-        Mistake("no gradient through the experts", {"order, answers)": "order, answers.detach())"}),
+        Mistake("rounded before the sum", {
+            "(visitors) * counts": "(visitors).mul(counts.type_as(tokens)).to(at_least_float32)"}),
+        Mistake("no gradient through the experts", {"(visitors) * counts": "(visitors).detach() * counts"}),
         Mistake("shared experts counted here too", {".type_as(tokens)": ".type_as(tokens) + self.shared(tokens)"},
                 "the shared expert is already in the sum: forward adds it. `routed` is the chosen ones only."),
     )),
