@@ -96,6 +96,24 @@ def test_a_batch_holds_pictures_of_one_grid_only():
         assert len(grids) == 1
 
 
+@pytest.mark.parametrize("course", curriculum.COURSES.values(), ids=curriculum.COURSES)
+def test_each_kind_comes_as_often_as_the_stage_says_however_few_its_grids(course):
+    for stage in course:
+        shares = curriculum.kinds_by_grid(stage)
+        for kind, share in stage.kinds.items():
+            assert sum(kinds.get(kind, 0.0) for kinds in shares.values()) == pytest.approx(share)
+            own = [grid for grid in toyworld.GRIDS[kind] if grid in stage.grids]
+            for grid in own:        # a grid that is listed twice comes twice as often
+                assert shares[grid][kind] == pytest.approx(share * own.count(grid) / len(own))
+
+
+def test_what_is_drawn_keeps_to_these_shares(monkeypatch):
+    monkeypatch.setattr(curriculum, "picture", lambda seed, kind, grid, things: kind)
+    stage = curriculum.Stage(1.0, {"scenes": 1, "tables": 3}, curriculum.ALL)
+    drawn = [kind for step in range(1000) for kind in curriculum.pictures(0, step, stage, 8)]
+    assert drawn.count("tables") / len(drawn) == pytest.approx(3 / 4, abs=0.05)
+
+
 def test_a_scene_has_no_more_things_than_the_stage_allows():
     stage = curriculum.Stage(1.0, {"scenes": 1, "grounding": 1}, ((1, 1),), things=2)
     counts = {len(sample.facts.things) for step in range(10) for sample in curriculum.pictures(0, step, stage, 4)}
