@@ -53,7 +53,7 @@ COURSES = {
     # what ten minutes are enough for
     "short": (
         Stage(0.65, FEW, PLAIN, frozen=SEEING),
-        Stage(1.00, {**FEW, "charts": 1, "text": 1}, SMALL, frozen=SEEING),
+        Stage(1.00, {"scenes": 8, "grounding": 4, "text": 2, "charts": 1}, SMALL, frozen=SEEING),
     ),
     # the whole toy world, in hours
     "whole": (
