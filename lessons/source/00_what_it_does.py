@@ -5,7 +5,7 @@
 # nothing else.*
 #
 # A vision-language model is shown a picture, is asked about it in words, and answers in words. Here is one that you can
-# ask yourself, now: a tiny one, 1.6 million parameters, built like DeepSeek-VL2 and trained from nothing in three hours
+# ask yourself, now: a tiny one, 1.6 million parameters, built like DeepSeek-VL2 and trained from nothing in four hours
 # on two cores. We draw something, ask, and then follow one question through it: what becomes of the picture, where the
 # words come in, how an answer comes out. How each part works is left to the other lessons; here you see what there is
 # to build.
@@ -335,7 +335,7 @@ for (name, shown), above, below in zip(cases.items(), *axes, strict=True):
 figure.suptitle(question, fontsize=10);
 
 # %% [markdown]
-# Of two stars it cannot decide: red, blue, or what lies between them, purple. Where there is no star, it names a colour
+# Of two stars it cannot decide: red or blue, with a little left for what lies between, purple. Where there is no star, it names a colour
 # nevertheless. When a colour was asked for in its training, the thing was always there: it has never met "there is
 # none" as an answer to this question, and a colour is what would be said. **That is all it knows: what would be said.**
 # Large models do the same, more eloquently, and then it is called hallucination. Of the empty picture it says `1`, and
@@ -427,7 +427,7 @@ figure.colorbar(shade, ax=axes[:, 4], label="probability of the answer");
 #
 # ## What it cannot do
 #
-# Three pictures that are too much for it. A table: it has been shown many, and finds one cell in six. A picture with
+# Three pictures that are too much for it. A table: it has been shown many, and finds every other cell. A picture with
 # seven things: in its world there were never more than six. And an evening, the nearest to a photograph that a few
 # lines draw: of photographs it knows nothing at all.
 
@@ -454,9 +454,9 @@ for text in ("how many things are there?", "what does the picture show?"):
     print(f"{text:<30}{ask(text, dusk)}")
 
 # %% [markdown]
-# The `2` that it says twice does stand in the table, three times, but never in the cell that was asked for. What it sees
-# it can read, mostly; where to look it has hardly begun to learn, and the right name may be luck, one in five. Of seven
-# things it says six, the most it ever had to count. And the evening it describes as it describes everything, in things
+# Both numbers that it says stand in the table, in the right row, one column too far to the right. What it sees it can
+# read, mostly; where to look it has half learned, and the right name may be luck, one in five. Of seven things it says
+# six, the most it ever had to count. And the evening it describes as it describes everything, in things
 # of its world, of which none is there. It does not know that it does not know.
 #
 # How good it is at all that it was taught, a file says that lies beside the model: on pictures it had never seen, a
@@ -475,9 +475,9 @@ axis.legend(frameon=False, loc="lower right");
 
 # %% [markdown]
 # At the top stands what can be seen at a glance, then what must be read; at the bottom what must be found first, and
-# then read, in tables, charts and fields. Of two numbers in a chart, a coin finds the *larger* no worse than it does. It was still learning when its three hours were over. And it is small: the
-# published models have 2,000 to 17,000 times as many parameters, and have seen photographs, pages and charts in great
-# numbers. But what they do with a picture and a question is what you have just seen.
+# then read, in tables and charts, or told without leaving anything out. Of two numbers in a chart, a coin finds the
+# *larger* no worse than it does. It was still learning when its four hours were over. And it is small: the published
+# models have 2,000 to 17,000 times as many parameters, and have seen photographs, pages and charts in great numbers. But what they do with a picture and a question is what you have just seen.
 #
 # ## What you will build
 #
@@ -492,7 +492,7 @@ axis.legend(frameon=False, loc="lower right");
 # | with a small memory | keys and values from one short vector | [5. Latent attention](05_latent_attention.ipynb) |
 # | each token worked on | many small networks, of which a gate chooses | [6. Experts](06_experts.ipynb) |
 # | all of it together | conversations, padding, pictures among words, the loss | [7. The whole model](07_the_whole_model.ipynb) |
-# | three hours on two cores | three stages, optimisers, scores beside a guess | [8. Training](08_training.ipynb) |
+# | four hours on two cores | three stages, optimisers, scores beside a guess | [8. Training](08_training.ipynb) |
 # | token after token | the loop, drawing instead of taking the likeliest, many at once | [9. Answering](09_answering.ipynb) |
 # | boxes | boxes as text, and back | [10. Pointing](10_pointing.ipynb) |
 # | models thousands of times as large | the published weights, and how to find a mistake | [11. The real weights](11_the_real_weights.ipynb) |
