@@ -81,7 +81,9 @@ def _along(n: int, tile: int, patch: int, ratio: int) -> Size:
 def _back(here: Rectangle, picture: Size, frame: Size) -> Rectangle | None:
     """From the view's pixels to the picture's; what lies outside the picture is cut off."""
     left, top, W, H = fitted(picture, frame)
-    x, y = picture[0] / W, picture[1] / H
-    x1, x2 = (min(max((edge - left) * x, 0), picture[0]) for edge in (here[0], here[2]))
-    y1, y2 = (min(max((edge - top) * y, 0), picture[1]) for edge in (here[1], here[3]))
-    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
+    x1, x2 = (min(max(edge - left, 0), W) for edge in (here[0], here[2]))
+    y1, y2 = (min(max(edge - top, 0), H) for edge in (here[1], here[3]))
+    if x1 >= x2 or y1 >= y2:        # asked of whole pixels: scaled, a token beside the picture might keep a sliver
+        return None
+    width, height = picture
+    return x1 * width / W, y1 * height / H, x2 * width / W, y2 * height / H

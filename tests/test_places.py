@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import small
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -67,6 +67,7 @@ def test_tokens_cover_the_patches_and_each_pixel_once():
 
 
 @given(sizes, grids)
+@example((213, 215), (1, 3))        # the picture's edge is a token's: 213 / 380 * 380 is not quite 213
 def test_back_in_the_picture_tokens_cover_it_once_however_it_was_padded(size, grid):
     """Middles of tokens of a view, row by row: each lies in the pixels of that token and of no other. Areas add up."""
     for view in (GLOBAL, LOCAL):
