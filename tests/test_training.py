@@ -169,6 +169,19 @@ def test_captions_come_last_because_they_give_the_rest_away():
         assert about_captions == sorted(about_captions)
 
 
+@pytest.mark.parametrize("kind", ["tables", "charts", "documents", "text"])
+def test_no_question_comes_after_one_that_tells_its_answer(kind):
+    rng, processor = random.Random(0), make().processor
+    met = set()
+    for i in range(50):
+        asked = [question.ability for question in curriculum.interview(processor, toyworld.draw(i, kind), rng)]
+        from_values = [ability in curriculum.DERIVED for ability in asked]
+        assert from_values == sorted(from_values, reverse=True)
+        assert asked and not any(set(asked).issuperset(rivals) for rivals in curriculum.RIVALS)
+        met.update(asked)
+    assert met == {question.ability for i in range(50) for question in toyworld.draw(i, kind).questions}
+
+
 # the paper's recipe
 
 
