@@ -24,7 +24,8 @@ def work(lines: list[str], processes: int) -> None:
     root = str(Path(__file__).parent.parent)
     path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
     done = subprocess.run([sys.executable, *start, WORKER, *lines], capture_output=True, text=True, timeout=900,
-                          env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path})
+                          env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path,
+                                            "PYTHONFAULTHANDLER": "1"})     # should it crash below Python: where
     assert done.returncode == 0, done.stderr
 
 

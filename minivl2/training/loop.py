@@ -114,10 +114,11 @@ class Trainer:
         batch, abilities = lesson
         stage, rate = self.plan.stage_at(self.step), self.plan.rate_at(self.step)
         self.learner.freeze(stage.frozen)
-        loss = self.learner.working.loss(batch)
         # Each process averages over its own answers; weighted by how many those are, the team's mean is that of all.
+        # Asked before the work, while all are here: afterwards the faster would wait for the slower once more.
         answers = batch.learned.sum()
         share = answers * team.size() / team.total(answers.clone())
+        loss = self.learner.working.loss(batch)
         ((share - 1) * loss.text + loss.total).backward()
         text, balance = team.total(torch.stack((share * loss.text, loss.balance)).detach().double()) / team.size()
         if not (text + balance).isfinite():
