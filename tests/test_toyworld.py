@@ -42,7 +42,7 @@ def test_every_picture_has_the_grid_it_promises(seed, kind):
 @pytest.mark.parametrize("grid", GRIDS)
 def test_every_grid_can_be_asked_for_or_says_why_not(kind, grid):
     too_small = grid == (1, 1) and kind == "text"
-    too_small |= grid in ONE_TILE_WIDE and kind in ("documents", "tables", "charts")
+    too_small |= grid in ONE_TILE_WIDE and kind in ("documents", "tables", "charts") and (kind, grid) != ("charts", (1, 1))
     for seed in range(3):
         if too_small:
             with pytest.raises(ValueError, match="need"):

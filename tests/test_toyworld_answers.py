@@ -155,6 +155,10 @@ def document_answer(question, document):
 
 def table_answer(question, table):
     words = re.findall(r"\w+", question.text)
+    if question.ability == "table row":
+        assert len(table.columns) > 1
+        (line,) = (line for row, line in zip(table.rows, table.cells, strict=True) if row in words)
+        return " ".join(map(str, line))
     (column,) = (i for i, name in enumerate(table.columns) if name in words)
     values = {row: table.cells[i][column] for i, row in enumerate(table.rows)}
     if question.ability == "table":
@@ -172,6 +176,8 @@ def chart_answer(question, chart):
     if question.ability == "chart":
         (label,) = named
         return str(values[label])
+    if question.ability == "chart values":
+        return ", ".join(f"{label} {value}" for label, value in values.items())
     if question.ability == "larger":
         one, two = named
         return one if values[one] > values[two] else two

@@ -134,3 +134,14 @@ def test_nothing_is_cut_off_at_the_edge(seed, kind):
     shades = pixels(image).float().mean(-1)
     edge = torch.cat((shades[0], shades[-1], shades[:, 0], shades[:, -1]))
     assert (edge - edge.median()).abs().max() < 70
+
+
+@settings(deadline=None, max_examples=100)
+@given(SEEDS, st.sampled_from(toyworld.GRIDS["charts"]))
+def test_what_is_written_in_a_chart_does_not_touch(seed, grid):
+    boxes = [line.box for line in toyworld.draw(seed, "charts", grid).written]
+    for i, one in enumerate(boxes):
+        for two in boxes[:i]:
+            across = max(one[0], two[0]) - min(one[2], two[2])
+            down = max(one[1], two[1]) - min(one[3], two[3])
+            assert max(across, down) >= 2

@@ -42,5 +42,5 @@ def check_grid(kind, grid):
         raise ValueError(f"a grid has 1 to {MAX_TILES} tiles, not {across} x {down}")
     if kind == "text" and across * down == 1:
         raise ValueError("text needs a grid of 2 tiles or more: in one tile the global view shows it as well")
-    if kind in ("documents", "tables", "charts") and across < 2:
+    if kind in ("documents", "tables", "charts") and across < 2 and grid not in GRIDS[kind]:
         raise ValueError(f"{kind} need a grid at least 2 tiles across, this one is {across} x {down}")

@@ -10,9 +10,10 @@ from .lettering import LETTERS, sheet
 from .sample import Question, Sample
 from .things import COLOURS
 
-GRIDS = ((2, 1), (2, 2), (3, 1), (3, 2), (2, 3))
+GRIDS = ((1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (2, 3))
 PAINTS = ("red", "orange", "green", "blue", "purple")
 FACES = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif")
+NARROW = ("DejaVuSans", "DejaVuSerif")
 CLEAR = 6  # two values differ by at least this much, so that the drawing alone shows which is larger
 LARGEST = 99
 
@@ -28,8 +29,9 @@ class Chart:
 
 def draw(rng, grid):
     size = picture_size(rng, grid)
-    picture, pen = sheet(rng, size, FACES)
-    n = rng.randint(3, 4 if grid[1] == 1 else 5)
+    small = grid == (1, 1)  # no room for more than three values, nor for wide letters
+    picture, pen = sheet(rng, size, NARROW if small else FACES)
+    n = 3 if small else rng.randint(3, 4 if grid[1] == 1 else 5)
     chart = Chart(rng.choice(("bars", "line", "pie")), tuple(rng.sample(LETTERS, n)), values(rng, n))
     {"bars": draw_bars, "line": draw_line, "pie": draw_pie}[chart.style](rng, chart, pen)
     return Sample("charts", (picture,), tuple(questions(rng, chart)), chart, grid, tuple(pen.written))
@@ -129,5 +131,9 @@ def questions(rng, chart):
         winner = max(one, two, key=lambda i: chart.values[i])
         text = phrase.format(chart.labels[one], chart.labels[two])
         asked.append(Question("larger", text, chart.labels[winner], 1 / 2))
+
+    phrase = rng.choice(("what are the values?", "list all values.", "read the chart."))
+    parts = (f"{label} {value}" for label, value in zip(chart.labels, chart.values, strict=True))
+    asked.append(Question("chart values", phrase, ", ".join(parts)))
     rng.shuffle(asked)
     return asked

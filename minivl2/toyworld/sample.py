@@ -11,8 +11,8 @@ ABILITIES = (
     "colour", "shape", "size", "count", "exists", "relation", "largest", "caption",  # scenes
     "read", "line",  # text
     "title", "field", "label",  # documents
-    "table", "table largest",  # tables
-    "chart", "tallest", "larger",  # charts
+    "table", "table row", "table largest",  # tables
+    "chart", "chart values", "tallest", "larger",  # charts
     "box", "boxes", "grounded caption",  # grounding
     "in context", "compare", "which image",  # pairs
 )  # fmt: skip

@@ -63,5 +63,9 @@ def questions(rng, table):
             phrase = rng.choice(("which has the largest {}?", "what has the highest {}?", "largest {}?"))
             best = table.rows[values.index(max(values))]
             asked.append(Question("table largest", phrase.format(column), best, 1 / len(ROWS)))
+    if len(table.columns) > 1:  # or there would be nothing in a row that "table" does not ask for
+        for row, line in zip(table.rows, table.cells, strict=True):
+            phrase = rng.choice(("read the row {}.", "what is in the row {}?", "row {}?"))
+            asked.append(Question("table row", phrase.format(row), " ".join(map(str, line))))
     rng.shuffle(asked)
     return asked

@@ -47,7 +47,7 @@ SMALL: tuple[Grid, ...] = ((1, 1), (2, 1), (1, 2))
 ALL = tuple(dict.fromkeys(grid for grids in toyworld.GRIDS.values() for grid in grids))
 FEW = {"scenes": 2, "grounding": 1}
 EVERYTHING = {"scenes": 2, "grounding": 2, "text": 2, "documents": 2, "tables": 2, "charts": 2, "pairs": 2}
-HARD = {"scenes": 2, "grounding": 3, "text": 4, "documents": 4, "tables": 6, "charts": 6, "pairs": 1}
+HARD = {"scenes": 2, "grounding": 3, "text": 4, "documents": 4, "tables": 8, "charts": 8, "pairs": 1}
 PAPER_FINE = 3.0 / 54                   # the third stage's rate beside that of the first two, for Tiny
 COURSES = {
     # what ten minutes are enough for
@@ -61,8 +61,9 @@ COURSES = {
         Stage(0.65, {**EVERYTHING, "pairs": 1}, (*SMALL, (2, 2)), frozen=SEEING),
         Stage(1.00, EVERYTHING, ALL),
     ),
-    # for a toy that has been through "whole": most of what it finds hardest, then everything
+    # for a toy that has been through "whole": most of what it finds hardest, first where little lies apart; then everything
     "more": (
+        Stage(0.35, HARD, SMALL),
         Stage(0.80, HARD, ALL),
         Stage(1.00, EVERYTHING, ALL),
     ),
@@ -82,6 +83,7 @@ COURSES = {
     ),
 }
 ROOM = 100          # tokens for questions and answers about one picture, or as many as the picture has, if those are more
+LISTS = ("caption", "grounded caption", "chart values", "table row")    # give away what most other questions ask for
 DERIVED = ("table largest", "tallest", "larger")    # once the values are read out, these can be told without looking
 RIVALS = (("read", "line"), ("field", "label"))     # "the total? 42" answers "which field says 42?", and the other way
 TURN = 6            # tokens that every question costs by itself, for roles, line ends and the end of the answer
@@ -125,8 +127,8 @@ def picture(seed: str, kind: str, grid: Grid, things: int) -> toyworld.Sample:
 
 def interview(processor: Processor, sample: toyworld.Sample, rng: random.Random) -> list[toyworld.Question]:
     """As many questions about one picture as there is room for, in random order, but none after another that gives its
-    answer away: what follows from values is asked before the values, captions come last, and of two abilities that
-    tell each other's answers only one is asked about. Or they would be answered from the text, not from the picture."""
+    answer away: what follows from values is asked before the values, what lists everything comes last, and of two
+    abilities that tell each other's answers only one is asked about. Or they would be answered from the text."""
     abilities = {question.ability for question in sample.questions}
     left_out = {rng.choice(rivals) for rivals in RIVALS if abilities.issuperset(rivals)}
     asked, room = [], max(ROOM, len(sample.images) * count(sample.grid, processor.config.side))
@@ -135,7 +137,7 @@ def interview(processor: Processor, sample: toyworld.Sample, rng: random.Random)
         if question.ability not in left_out and (not asked or size <= room):
             asked.append(question)
             room -= size
-    return sorted(asked, key=lambda question: (question.ability not in DERIVED, "caption" in question.ability))
+    return sorted(asked, key=lambda question: (question.ability not in DERIVED, question.ability in LISTS))
 
 
 class Lesson(NamedTuple):
