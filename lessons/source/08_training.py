@@ -473,7 +473,8 @@ for axis, one in zip(axes, wanted, strict=False):
 # - **A curve that falls below may have found another way.** Blind, shapes cost $\ln 6 / 2 = 0.90$, and the violet curve
 #   ends below that. But a conversation asks several questions about one picture, and "what colour is the big
 #   triangle?" tells its shape and size to everybody who comes after. The toy learned to read *that*. Asked alone,
-#   nothing is given away. (For the same reason captions come last in a conversation: `curriculum.interview`.)
+#   nothing is given away. (Where it is worth it, `curriculum.interview` sees to that in training, too: who is asked for
+#   everything in a chart, or for its values, is asked for the tallest bar before, not after.)
 #
 # So: scores, on new pictures, each question alone, beside a guess.
 #

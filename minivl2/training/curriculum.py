@@ -33,8 +33,8 @@ class Stage:
     grids: tuple[Grid, ...]
     things: int = 6                 # at most so many in a scene
     frozen: tuple[str, ...] = ()    # parts of the model that do not learn meanwhile
-    # what only the paper's recipe uses
     rate: Callable[[float], float] | None = None    # of the full rate, over the stage; None: optimizers.rate over all
+    # what only the paper's recipe uses
     told: float = 0.0               # part of the conversations that are about a picture told in words
     all_text: bool = False          # learn the questions, too
     packed: int = 0                 # tokens of a sequence that conversations are packed into; 0: one each
@@ -47,7 +47,7 @@ SMALL: tuple[Grid, ...] = ((1, 1), (2, 1), (1, 2))
 ALL = tuple(dict.fromkeys(grid for grids in toyworld.GRIDS.values() for grid in grids))
 FEW = {"scenes": 2, "grounding": 1}
 EVERYTHING = {"scenes": 2, "grounding": 2, "text": 2, "documents": 2, "tables": 2, "charts": 2, "pairs": 2}
-HARD = {"scenes": 2, "grounding": 3, "text": 4, "documents": 4, "tables": 8, "charts": 8, "pairs": 1}
+HARD = {"scenes": 5, "grounding": 3, "text": 4, "documents": 4, "tables": 8, "charts": 8, "pairs": 1}
 PAPER_FINE = 3.0 / 54                   # the third stage's rate beside that of the first two, for Tiny
 COURSES = {
     # what ten minutes are enough for
@@ -66,6 +66,10 @@ COURSES = {
         Stage(0.35, HARD, SMALL),
         Stage(0.80, HARD, ALL),
         Stage(1.00, EVERYTHING, ALL),
+    ),
+    # to end with: everything, at a low rate, most of all what "more" lets slip
+    "polish": (
+        Stage(1.00, {**EVERYTHING, "scenes": 5, "grounding": 3}, ALL, rate=lambda progress: 0.3 * cosine(progress)),
     ),
     # tables 1 and 2 of the paper, in proportion: align the eye with words, learn everything, learn to answer
     "paper": (
