@@ -154,8 +154,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="train so many steps instead, however long they take")
     parser.add_argument("--course", choices=("short", "whole", "more", "polish", "things", "reading"), default="short",
                         help="short: what ten minutes can teach (default); whole: everything, for hours; more: everything, "
-                             "for a toy that knows things and cannot read well; polish: everything at a low rate, to end with; "
-                             "things: shapes and boxes only; reading: text only")
+                             "for a toy that knows things and cannot read well; polish: everything at a low rate, to end "
+                             "with; things: shapes and boxes only; reading: text only")
     parser.add_argument("--recipe", choices=("fast", "paper"), default="fast",
                         help="paper: SigLIP's loss, then the paper's three stages, with AdamW (default: the fastest found)")
     parser.add_argument("--ablate", choices=tuple(ablations.ABLATIONS),
