@@ -65,12 +65,11 @@ def orthogonal(G: Tensor, steps: int = 5) -> Tensor:
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = G.shape[-2] > G.shape[-1]
     X = G.mT if tall else G
-    X = (X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)).view(-1, *X.shape[-2:])
+    X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         A = X @ X.mT
-        B = torch.baddbmm(A, A, A, beta=b, alpha=c)     # b A + c A A, in one go: a quarter faster
-        X = torch.baddbmm(X, B, X, beta=a)              # a X + B X
-    return (X.mT if tall else X).view(G.shape)
+        X = a * X + (b * A + c * A @ A) @ X
+    return X.mT if tall else X
 
 
 def is_map(name: str, parameter: Tensor) -> bool:
