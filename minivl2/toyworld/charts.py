@@ -7,7 +7,7 @@ from PIL import ImageDraw
 
 from .canvas import picture_size
 from .lettering import LETTERS, sheet
-from .sample import Question, Sample
+from .sample import Question, Sample, Seen, letters
 from .things import COLOURS
 
 GRIDS = ((1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (2, 3))
@@ -34,7 +34,7 @@ def draw(rng, grid):
     n = 3 if small else rng.randint(3, 4 if grid[1] == 1 else 5)
     chart = Chart(rng.choice(("bars", "line", "pie")), tuple(rng.sample(LETTERS, n)), values(rng, n))
     {"bars": draw_bars, "line": draw_line, "pie": draw_pie}[chart.style](rng, chart, pen)
-    return Sample("charts", (picture,), tuple(questions(rng, chart)), chart, grid, tuple(pen.written))
+    return Sample("charts", (picture,), tuple(questions(rng, chart, pen.written)), chart, grid, tuple(pen.written))
 
 
 def values(rng, n):
@@ -59,12 +59,12 @@ def columns(chart, pen):
 def write_values(chart, pen, middles, tops, base, paper):
     """Labels below the base, values above their tops on patches of clean ``paper`` that keep lines off."""
     for middle, top, label, value in zip(middles, tops, chart.labels, chart.values, strict=True):
-        pen.write(middle - pen.width(label) // 2, base + 2, label)
         half = pen.width(str(value)) // 2
         left, upper = middle - half, top - pen.capital - 3
         patch = (left - 1, upper - 1, middle + half + 2, upper + pen.capital + 1)
         pen.picture.paste(paper.crop(patch), patch)
-        pen.write(left, upper, str(value))
+        number = pen.write(left, upper, str(value))
+        pen.write(middle - pen.width(label) // 2, base + 2, label, of=(number,))
 
 
 def draw_bars(rng, chart, pen):
@@ -113,27 +113,38 @@ def draw_pie(rng, chart, pen):
         y += pitch
 
 
-def questions(rng, chart):
+def questions(rng, chart, written):
+    seen_label = {line.text[0]: letters(line, line.text[0]) for line in written if line.text[0] in chart.labels}
+    if chart.style == "pie":
+        seen_value = {line.text[0]: letters(line, line.text[2:]) for line in written}
+    else:
+        # The decoder comes to the value before it comes to the letter below it, so the value cannot know its letter;
+        # but the letter can know its value. That is where to look.
+        seen_value = {label: (Seen(str(value), seen_label[label][0].boxes),)
+                      for label, value in zip(chart.labels, chart.values, strict=True)}
+
     asked = []
     for label, value in zip(chart.labels, chart.values, strict=True):
         phrase = rng.choice(("what is the value of {}?", "how much is {}?", "{}?"))
-        asked.append(Question("chart", phrase.format(label), str(value)))
+        asked.append(Question("chart", phrase.format(label), str(value), seen=seen_value[label]))
 
     thing = {"bars": "bar", "line": "point", "pie": "slice"}[chart.style]
     most, least = ("tallest", "shortest") if thing == "bar" else ("largest", "smallest")
     for word, value in ((most, max(chart.values)), (least, min(chart.values))):
         phrase = rng.choice(("which {1} is the {0}?", "what is the {0} {1}?", "{0} {1}?"))
         winner = chart.labels[chart.values.index(value)]
-        asked.append(Question("tallest", phrase.format(word, thing), winner, 1 / len(LETTERS)))
+        asked.append(Question("tallest", phrase.format(word, thing), winner, 1 / len(LETTERS), seen_label[winner]))
 
     for one, two in rng.sample(list(itertools.permutations(range(len(chart.labels)), 2)), 2):
         phrase = rng.choice(("which is larger, {} or {}?", "is {} or {} larger?", "{} or {}: which is more?"))
         winner = max(one, two, key=lambda i: chart.values[i])
         text = phrase.format(chart.labels[one], chart.labels[two])
-        asked.append(Question("larger", text, chart.labels[winner], 1 / 2))
+        winner = chart.labels[winner]
+        asked.append(Question("larger", text, winner, 1 / 2, seen_label[winner]))
 
     phrase = rng.choice(("what are the values?", "list all values.", "read the chart."))
     parts = (f"{label} {value}" for label, value in zip(chart.labels, chart.values, strict=True))
-    asked.append(Question("chart values", phrase, ", ".join(parts)))
+    seen = sum((seen_label[label] + seen_value[label] for label in chart.labels), ())
+    asked.append(Question("chart values", phrase, ", ".join(parts), seen=seen))
     rng.shuffle(asked)
     return asked

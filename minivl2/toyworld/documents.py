@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from .canvas import picture_size
 from .lettering import WORDS, code, number, sheet
-from .sample import Question, Sample
+from .sample import Question, Sample, letters
 
 GRIDS = ((2, 1), (2, 2), (3, 1), (3, 2), (2, 3))
 TITLES = ("bill", "ticket", "order", "letter", "list", "pass", "note", "menu")
@@ -36,26 +36,29 @@ def draw(rng, grid):
     widest = column + max(map(pen.width, values))
     x = rng.randint(3, max(3, size[0] - 3 - widest))
     y = rng.randint(3, size[1] - 2 - pen.pitch * (1 + bool(line) + n) + 2)
-    pen.write(rng.choice((x, (size[0] - pen.width(document.title)) // 2)), y, document.title)
+    title = pen.write(rng.choice((x, (size[0] - pen.width(document.title)) // 2)), y, document.title)
     if line:
         y += pen.pitch
         pen.write(min(x, size[0] - 3 - pen.width(line)), y, line)
+    lines = []
     for label, value in zip(labels, values, strict=True):
         y += pen.pitch
-        pen.write(x, y, label)
-        pen.write(x + (column if aligned else pen.width(label) + pen.capital // 2), y, value)
-    return Sample("documents", (picture,), tuple(questions(rng, document)), document, grid, tuple(pen.written))
+        after = column if aligned else pen.width(label) + pen.capital // 2
+        before = pen.write(x, y, label)
+        lines.append((before, pen.write(x + after, y, value, of=(before,))))
+    return Sample("documents", (picture,), tuple(questions(rng, document, title, lines)), document, grid, tuple(pen.written))
 
 
-def questions(rng, document):
+def questions(rng, document, title, lines):
+    """``title``, and the label and value of each field in ``lines``: as written."""
     phrase = rng.choice(("what is the title?", "read the title.", "what kind of paper is this?"))
-    asked = [Question("title", phrase, document.title, 1 / len(TITLES))]
+    asked = [Question("title", phrase, document.title, 1 / len(TITLES), letters(title))]
     values = [value for _, value in document.fields]
-    for label, value in document.fields:
+    for (label, value), (before, after) in zip(document.fields, lines, strict=True):
         phrase = rng.choice(("what is the {}?", "read the field {}.", "{}?"))
-        asked.append(Question("field", phrase.format(label), value))
+        asked.append(Question("field", phrase.format(label), value, seen=letters(after)))
         if values.count(value) == 1:
             phrase = rng.choice(("which field says {}?", "what is {}?"))
-            asked.append(Question("label", phrase.format(value), label, 1 / len(FIELDS)))
+            asked.append(Question("label", phrase.format(value), label, 1 / len(FIELDS), letters(before, label)))
     rng.shuffle(asked)
     return asked

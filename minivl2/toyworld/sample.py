@@ -1,7 +1,7 @@
 """What a drawn sample is: pictures, the questions asked of them, and the plain facts both were made from."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -18,18 +18,27 @@ ABILITIES = (
 )  # fmt: skip
 
 
+class Seen(NamedTuple):
+    """A piece of an answer, and the boxes (in pixels) any of which shows it: of a thing, or the middle of a letter."""
+
+    piece: str
+    boxes: tuple[tuple[float, float, float, float], ...]
+
+
 @dataclass(frozen=True)
 class Question:
     """One question with its one right answer.
 
     ``guess`` is the probability that the best guess made without looking at the picture is right (1/2 for a
     balanced yes/no, 1/8 for a colour), the level a score has to beat; None where guessing is hopeless.
+    ``seen`` says where in the picture the answer is, piece by piece, for the answers that are in one place.
     """
 
     ability: str
     text: str
     answer: str
     guess: float | None = None
+    seen: tuple[Seen, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,18 @@ class Sample:
         n = len(self.questions) if n is None else min(n, len(self.questions))
         asked = rng.sample(self.questions, n) if rng else self.questions[:n]
         return messages(asked, len(self.images))
+
+
+def at(thing, answer):
+    """All of ``answer`` is seen at the thing."""
+    return (Seen(answer, (thing.box,)),)
+
+
+def letters(line, text=None):
+    """Every character of ``text``, a part of a written line (None: all of it), is seen where it stands."""
+    text = text or line.text
+    middles = line.middles[line.text.index(text) :]
+    return tuple(Seen(character, ((x, y, x, y),)) for character, (x, y) in zip(text, middles, strict=False))
 
 
 def messages(questions, images=1):

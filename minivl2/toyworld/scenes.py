@@ -1,7 +1,7 @@
 """Scenes: one to six coloured things, and what can be asked of them."""
 
 from .canvas import picture_size
-from .sample import Question, Sample
+from .sample import Question, Sample, Seen, at
 from .things import COLOURS, SHAPES, Kind, draw_scene, random_kinds, random_theme
 
 GRIDS = ((1, 1), (1, 1), (2, 1), (1, 2), (2, 2), (3, 1), (1, 3), (3, 2), (2, 3))
@@ -47,7 +47,7 @@ def colour(rng, scene):
     if found:
         thing, kind = found
         phrase = rng.choice(("what colour is the {}?", "the {} has which colour?", "colour of the {}?"))
-        return Question("colour", phrase.format(kind), thing.colour, 1 / len(COLOURS))
+        return Question("colour", phrase.format(kind), thing.colour, 1 / len(COLOURS), at(thing, thing.colour))
 
 
 def shape(rng, scene):
@@ -55,7 +55,7 @@ def shape(rng, scene):
     if found:
         thing, kind = found
         phrase = rng.choice(("what shape is the {}?", "the {} has which shape?", "shape of the {}?"))
-        return Question("shape", phrase.format(kind), thing.shape, 1 / len(SHAPES))
+        return Question("shape", phrase.format(kind), thing.shape, 1 / len(SHAPES), at(thing, thing.shape))
 
 
 def size(rng, scene):
@@ -63,7 +63,7 @@ def size(rng, scene):
     if found:
         thing, kind = found
         phrase = rng.choice(("is the {} big or small?", "what size is the {}?", "size of the {}?"))
-        return Question("size", phrase.format(kind), thing.size, 1 / 2)
+        return Question("size", phrase.format(kind), thing.size, 1 / 2, at(thing, thing.size))
 
 
 def count(rng, scene):
@@ -121,17 +121,19 @@ def relation(rng, scene):
     if choices:
         way, other = rng.choice(choices)
         phrase = rng.choice(("what is {} the {}?", "which thing is {} the {}?", "name what is {} the {}."))
-        return Question("relation", phrase.format(way, kind), f"{other.colour} {other.shape}", ONE_KIND)
+        answer = f"{other.colour} {other.shape}"
+        return Question("relation", phrase.format(way, kind), answer, ONE_KIND, at(other, answer))
 
 
 def largest(rng, scene):
     big = scene.fitting(Kind(size="big"))
     if len(big) == 1 and len(scene.things) > 1:
         phrase = rng.choice(("what is the largest thing?", "which thing is biggest?", "largest thing?"))
-        return Question("largest", phrase, f"{big[0].colour} {big[0].shape}", ONE_KIND)
+        answer = f"{big[0].colour} {big[0].shape}"
+        return Question("largest", phrase, answer, ONE_KIND, at(big[0], answer))
 
 
 def caption(rng, scene):
     phrase = rng.choice(("what does the picture show?", "describe the picture.", "name everything in order."))
-    names = (str(Kind(thing.size, thing.colour, thing.shape)) for thing in scene.things)
-    return Question("caption", phrase, ", ".join(names))
+    seen = tuple(Seen(str(Kind(thing.size, thing.colour, thing.shape)), (thing.box,)) for thing in scene.things)
+    return Question("caption", phrase, ", ".join(piece for piece, _ in seen), seen=seen)

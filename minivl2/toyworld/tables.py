@@ -6,7 +6,7 @@ from PIL import ImageDraw
 
 from .canvas import picture_size
 from .lettering import WORDS, number, sheet
-from .sample import Question, Sample
+from .sample import Question, Sample, letters
 
 GRIDS = ((2, 1), (2, 2), (3, 1), (3, 2), (2, 3))
 COLUMNS = ("age", "cost", "size", "sold", "tax", "rank")
@@ -39,33 +39,38 @@ def draw(rng, grid):
     table = Table(tuple(columns), tuple(rows), tuple(tuple(line[: len(columns)]) for line in cells))
 
     gap = min(rng.randint(4, 12), (size[0] - 4 - sum(widths)) // len(widths))
+    written = {}
     x = left = rng.randint(2, size[0] - 2 - sum(widths) - gap * (len(widths) - 1))
     top = rng.randint(3, size[1] - 1 - pitch * lines)
     for i, width in enumerate(widths):
         for k, line in enumerate(texts):
             if line[i]:
                 flush = 0 if i == 0 else width - pen.width(line[i])  # names to the left, numbers to the right
-                pen.write(x + flush, top + k * pitch, line[i])
+                names = (written[k, 0], written[0, i]) if i and k else ()
+                written[k, i] = pen.write(x + flush, top + k * pitch, line[i], of=names)
         x += width + gap
     if rng.random() < 0.6:  # a rule below the header
         y = top + pitch - 2
         ImageDraw.Draw(picture).line((left, y, x - gap, y), fill=(128, 128, 128))
-    return Sample("tables", (picture,), tuple(questions(rng, table)), table, grid, tuple(pen.written))
+    return Sample("tables", (picture,), tuple(questions(rng, table, written)), table, grid, tuple(pen.written))
 
 
-def questions(rng, table):
+def questions(rng, table, written):
+    """``written[k, i]`` is what stands in line ``k`` and column ``i``; in the first of each stand the names."""
     asked = []
-    for column, values in zip(table.columns, zip(*table.cells, strict=True), strict=True):
-        for row, value in zip(table.rows, values, strict=True):
+    for i, (column, values) in enumerate(zip(table.columns, zip(*table.cells, strict=True), strict=True), 1):
+        for k, (row, value) in enumerate(zip(table.rows, values, strict=True), 1):
             phrase = rng.choice(("what is the {} of {}?", "{} of {}?", "read the {} of {}."))
-            asked.append(Question("table", phrase.format(column, row), str(value)))
+            asked.append(Question("table", phrase.format(column, row), str(value), seen=letters(written[k, i])))
         if values.count(max(values)) == 1:
             phrase = rng.choice(("which has the largest {}?", "what has the highest {}?", "largest {}?"))
-            best = table.rows[values.index(max(values))]
-            asked.append(Question("table largest", phrase.format(column), best, 1 / len(ROWS)))
+            best = values.index(max(values))
+            seen = letters(written[1 + best, 0])
+            asked.append(Question("table largest", phrase.format(column), table.rows[best], 1 / len(ROWS), seen))
     if len(table.columns) > 1:  # or there would be nothing in a row that "table" does not ask for
-        for row, line in zip(table.rows, table.cells, strict=True):
+        for k, (row, line) in enumerate(zip(table.rows, table.cells, strict=True), 1):
             phrase = rng.choice(("read the row {}.", "what is in the row {}?", "row {}?"))
-            asked.append(Question("table row", phrase.format(row), " ".join(map(str, line))))
+            seen = sum((letters(written[k, i]) for i in range(1, 1 + len(line))), ())
+            asked.append(Question("table row", phrase.format(row), " ".join(map(str, line)), seen=seen))
     rng.shuffle(asked)
     return asked

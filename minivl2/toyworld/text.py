@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from .canvas import picture_size
 from .lettering import WORDS, Line, code, number, sheet
-from .sample import Question, Sample
+from .sample import Question, Sample, letters
 
 GRIDS = ((2, 1), (1, 2), (2, 2), (3, 1), (1, 3), (3, 2), (2, 3), (4, 1), (1, 4), (5, 1))
 ORDINALS = ("first", "second", "third")
@@ -47,10 +47,10 @@ def questions(rng, page):
     phrases = ["what does it say?", "read the text.", "what is written here?"]
     if len(texts) == 1 and texts[0].isdigit():
         phrases = ["what number is written?", "which number is this?", "read the number."]
-    asked = [Question("read", rng.choice(phrases), " ".join(texts))]
-    for ordinal, text in zip(ORDINALS, texts, strict=False):
+    asked = [Question("read", rng.choice(phrases), " ".join(texts), seen=sum(map(letters, page.lines), ()))]
+    for ordinal, line in zip(ORDINALS, page.lines, strict=False):
         if len(texts) > 1:
             phrase = rng.choice(("what does the {} line say?", "read the {} line.", "{} line?"))
-            asked.append(Question("line", phrase.format(ordinal), text))
+            asked.append(Question("line", phrase.format(ordinal), line.text, seen=letters(line)))
     rng.shuffle(asked)
     return asked

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from minivl2 import toyworld
 from minivl2.batch import IGNORED, Batch, in_line
 from minivl2.processor import Processor
+from minivl2.training.looking import Looks, looks
 from minivl2.training.optimizers import rate as cosine
 from minivl2.training.optimizers import stepped
 from minivl2.visual_tokens import count
@@ -33,6 +34,7 @@ class Stage:
     grids: tuple[Grid, ...]
     things: int = 6                 # at most so many in a scene
     frozen: tuple[str, ...] = ()    # parts of the model that do not learn meanwhile
+    looking: float = 0.0            # the weight of the loss that tells where to look (looking.py)
     rate: Callable[[float], float] | None = None    # of the full rate, over the stage; None: optimizers.rate over all
     # what only the paper's recipe uses
     told: float = 0.0               # part of the conversations that are about a picture told in words
@@ -47,8 +49,9 @@ SMALL: tuple[Grid, ...] = ((1, 1), (2, 1), (1, 2))
 ALL = tuple(dict.fromkeys(grid for grids in toyworld.GRIDS.values() for grid in grids))
 FEW = {"scenes": 2, "grounding": 1}
 EVERYTHING = {"scenes": 2, "grounding": 2, "text": 2, "documents": 2, "tables": 2, "charts": 2, "pairs": 2}
-HARD = {"scenes": 8, "grounding": 5, "text": 6, "documents": 5, "tables": 6, "charts": 6, "pairs": 1}
+HARD = {"scenes": 6, "grounding": 4, "text": 6, "documents": 6, "tables": 8, "charts": 8, "pairs": 1}
 KEPT = {**EVERYTHING, "scenes": 5, "grounding": 3}      # to end with: most of all what long lists of things need
+TOLD = 0.3                              # the weight of being told where to look, beside that of the answers
 PAPER_FINE = 3.0 / 54                   # the third stage's rate beside that of the first two, for Tiny
 COURSES = {
     # what ten minutes are enough for
@@ -64,13 +67,13 @@ COURSES = {
     ),
     # for a toy that has been through "whole": what it finds hardest, first where little lies apart; then everything
     "more": (
-        Stage(0.20, HARD, SMALL),
-        Stage(0.70, HARD, ALL),
-        Stage(1.00, KEPT, ALL),
+        Stage(0.30, HARD, SMALL, looking=TOLD),
+        Stage(0.75, HARD, ALL, looking=TOLD),
+        Stage(1.00, KEPT, ALL, looking=TOLD),
     ),
     # to end with: everything, at a low rate, most of all what "more" lets slip
     "polish": (
-        Stage(1.00, KEPT, ALL, rate=lambda progress: 0.3 * cosine(progress)),
+        Stage(1.00, KEPT, ALL, rate=lambda progress: 0.3 * cosine(progress), looking=TOLD),
     ),
     # tables 1 and 2 of the paper, in proportion: align the eye with words, learn everything, learn to answer
     "paper": (
@@ -150,6 +153,7 @@ class Lesson(NamedTuple):
 
     batch: Batch
     abilities: list[str]
+    looks: tuple[Looks, Looks] | None = None      # where answers are to be seen, if the stage tells
 
 
 def lesson(
@@ -157,7 +161,7 @@ def lesson(
 ) -> Lesson:
     """What is learned from in this step; of a team, the part that is this rank's."""
     samples = pictures(seed, step, stage, size)
-    alone = []
+    alone, about = [], []
     for i in range(rank, size, team):
         rng = random.Random(f"questions {seed} {step} {i}")
         if stage.told and rng.random() < stage.told:
@@ -165,11 +169,14 @@ def lesson(
         else:
             asked = interview(processor, samples[i], rng)
             talk, abilities = toyworld.messages(asked, len(samples[i].images)), [question.ability for question in asked]
+            about.append((samples[i], asked))
             images = samples[i].images
         alone.append(labelled(processor(talk, images, training=True), abilities, stage.all_text))
     if stage.packed:
         alone = packed(alone, stage.packed)
-    return Lesson(processor.batch([one.batch for one in alone]), [name for one in alone for name in one.abilities])
+    batch = processor.batch([one.batch for one in alone])
+    where = looks(processor, *zip(*about, strict=True), batch) if stage.looking else None
+    return Lesson(batch, [name for one in alone for name in one.abilities], where)
 
 
 def labelled(batch: Batch, abilities: list[str], all_text: bool) -> Lesson:

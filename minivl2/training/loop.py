@@ -38,7 +38,7 @@ from minivl2.experts import Routing
 from minivl2.files import written_whole
 from minivl2.model import DeepSeekVL2
 from minivl2.processor import Processor
-from minivl2.training import contrast, optimizers, shard, sight, team
+from minivl2.training import contrast, looking, optimizers, shard, sight, team
 from minivl2.training.curriculum import COURSES, Lesson, Stage, lesson, stage_at
 from minivl2.weights import load, write_checkpoint
 
@@ -111,15 +111,17 @@ class Trainer:
 
     def train_step(self, lesson: Lesson) -> dict[str, Any]:
         """One step of both optimisers. Returns what to log. Raises TrainingError if the loss is not a number."""
-        batch, abilities = lesson
+        batch, abilities, looks = lesson
         stage, rate = self.plan.stage_at(self.step), self.plan.rate_at(self.step)
         self.learner.freeze(stage.frozen)
         # Each process averages over its own answers; weighted by how many those are, the team's mean is that of all.
         # Asked before the work, while all are here: afterwards the faster would wait for the slower once more.
         answers = batch.learned.sum()
         share = answers * team.size() / team.total(answers.clone())
-        loss = self.learner.working.loss(batch)
-        ((share - 1) * loss.text + loss.total).backward()
+        with looking.last_layers(self.learner.working) as heard:
+            loss = self.learner.working.loss(batch)
+        told = looking.loss(heard, looks) if looks else torch.zeros(())
+        ((share - 1) * loss.text + loss.total + stage.looking * told).backward()
         text, balance = team.total(torch.stack((share * loss.text, loss.balance)).detach().double()) / team.size()
         if not (text + balance).isfinite():
             raise TrainingError(f"the loss of step {self.step} (seed {self.plan.seed}) is {text.item()}")

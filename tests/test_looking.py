@@ -1,0 +1,248 @@
+"""Looking: where in the picture an answer is to be seen, and that being told so is learned from."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_training import make
+
+from minivl2 import toyworld
+from minivl2.attention import by_hand
+from minivl2.training import curriculum, looking
+from minivl2.training.curriculum import Stage
+from minivl2.training.sight import Window, spans
+from minivl2.visual_tokens import count
+
+WRITTEN = ("text", "documents", "tables", "charts")
+PICTURES = st.sampled_from([(kind, grid) for kind in WRITTEN for grid in dict.fromkeys(toyworld.GRIDS[kind])])
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    return make()
+
+
+@pytest.fixture(scope="module")
+def processor(trainer):
+    return trainer.processor
+
+
+def square_of(processor, sample, place):
+    """The part of the picture, in pixels, that the visual token at this place shows: left, top, right, bottom; and how
+    large a whole square is there."""
+    side, (across, down) = processor.config.side, sample.grid
+    local = place - side * (side + 1) - 1
+    if local < 0:                                                   # the global view: rows of 4 and a newline
+        row, column = divmod(place, side + 1)
+        window = Window(processor, sample.images[0].size, sample.grid, 0)
+    else:                                                           # the tiles: rows of 4 * across and a newline
+        row, column = divmod(local, side * across + 1)
+        view = 1 + row // side * across + column // side
+        row, column = row % side, column % side
+        window = Window(processor, sample.images[0].size, sample.grid, view)
+    size, tile = processor.config.patch_size * processor.config.downsample_ratio, processor.config.tile
+    edges = (column * size - window.left, row * size - window.top,      # of the last column and row, half is padding
+             min((column + 1) * size, tile) - window.left, min((row + 1) * size, tile) - window.top)
+    return [edge / window.scale for edge in edges], (size / window.scale) ** 2
+
+
+# what the world says
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), PICTURES)
+def test_what_is_read_is_seen_letter_by_letter(seed, which):
+    sample = toyworld.draw(seed, *which)
+    middles = {middle: character for line in sample.written for middle, character in zip(line.middles, line.text, strict=True)}
+    for question in sample.questions:
+        pieces = "".join(piece for piece, _ in question.seen)
+        assert pieces.replace(", ", "") == question.answer.replace(" ", "").replace(",", "")
+        for piece, ((x, y, right, bottom),) in question.seen:
+            assert (x, y) == (right, bottom)
+            if len(piece) == 1 and question.ability not in ("chart", "chart values"):
+                assert middles[x, y] == piece
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_value_of_a_bar_is_looked_for_at_its_letter(seed):
+    """The value stands above, where a decoder that reads row by row has not come to the letter yet."""
+    sample = toyworld.draw(seed, "charts", (2, 1))
+    for question in sample.questions:
+        if question.ability == "chart":
+            place = sample.facts.values.index(int(question.answer))
+            label = next(line for line in sample.written if line.text[0] == sample.facts.labels[place])
+            if sample.facts.style == "pie":
+                assert [box[:2] for _, (box,) in question.seen] == list(label.middles[2:])
+            else:
+                assert question.seen == ((question.answer, (label.middles[0] * 2,)),)
+                assert [line.text for line in label.of] == [question.answer]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_cell_belongs_to_its_row_and_its_column(seed):
+    sample = toyworld.draw(seed, "tables", (2, 2))
+    cells = [line for line in sample.written if line.of]
+    assert len(cells) == len(sample.facts.rows) * len(sample.facts.columns)
+    for line in cells:
+        row, column = line.of
+        facts = sample.facts
+        assert line.text == str(facts.cells[facts.rows.index(row.text)][facts.columns.index(column.text)])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(toyworld.GRIDS["scenes"]))
+def test_what_a_thing_is_is_seen_at_the_thing(seed, grid):
+    sample = toyworld.draw(seed, "scenes", grid)
+    by_box = {thing.box: thing for thing in sample.facts.things}
+    for question in sample.questions:
+        for piece, (box,) in question.seen:
+            thing = by_box[box]
+            assert set(piece.split()) <= {thing.size, thing.colour, thing.shape}
+        if question.ability in ("colour", "shape", "size", "relation", "largest", "caption"):
+            assert ", ".join(piece for piece, _ in question.seen) == question.answer
+
+
+# from pixels to visual tokens
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))
+def test_order_counts_the_visual_tokens_before_each(across, down, side):
+    at = looking.order((across, down), side)
+    assert at[0] == [row * (side + 1) + column for row in range(side) for column in range(side)]
+    start = side * (side + 1) + 1                                   # after the global view and the separator
+    for view in range(across * down):
+        for row in range(side):
+            for column in range(side):
+                y, x = view // across * side + row, view % across * side + column
+                assert at[1 + view][row * side + column] == start + y * (side * across + 1) + x
+    assert max(map(max, at)) == count((across, down), side) - 2     # the last token is a newline
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), which=PICTURES)
+def test_every_letter_is_looked_for_at_the_tile_that_shows_it(processor, seed, which):
+    sample = toyworld.draw(seed, *which)
+    for line in sample.written:
+        for x, y in line.middles:
+            place, = looking.showing(processor, sample, (x, y, x, y))
+            (left, top, right, bottom), _ = square_of(processor, sample, place)
+            assert left <= x < right and top <= y < bottom
+            assert place > processor.config.side * (processor.config.side + 1)      # not in the global view
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), grid=st.sampled_from(toyworld.GRIDS["scenes"]))
+def test_a_thing_is_looked_for_where_it_covers_much_or_has_its_middle(processor, seed, grid):
+    sample = toyworld.draw(seed, "scenes", grid)
+    for thing in sample.facts.things:
+        wanted = set()
+        for place in sorted({place for view in looking.order(grid, processor.config.side) for place in view}):
+            (left, top, right, bottom), square = square_of(processor, sample, place)
+            across = min(right, thing.box[2]) - max(left, thing.box[0])
+            down = min(bottom, thing.box[3]) - max(top, thing.box[1])
+            covers = max(across, 0) * max(down, 0) / square
+            x, y = (thing.box[0] + thing.box[2]) / 2, (thing.box[1] + thing.box[3]) / 2
+            if abs(covers - looking.MUCH) < 1e-9:
+                return                                              # whether that is more, rounding decides
+            if covers > looking.MUCH or (left <= x < right and top <= y < bottom):
+                wanted.add(place)
+        assert looking.showing(processor, sample, thing.box) == wanted
+
+
+def test_every_token_of_an_answer_looks_at_its_own_piece(processor):
+    sample = toyworld.draw(3, "tables", (2, 1))
+    for question in sample.questions:
+        shown = looking.where(processor, sample, question)
+        tokens = spans(processor, question.answer)
+        assert len(shown) == len(tokens)
+        wanted = {}
+        for (character, (box,)), place in zip(
+                question.seen, (i for i, c in enumerate(question.answer) if c != " "), strict=True):
+            assert question.answer[place] == character
+            wanted[place] = looking.showing(processor, sample, box)
+        for (_, (first, last)), places in zip(tokens, shown, strict=True):
+            assert places == set().union(*(wanted.get(i, set()) for i in range(first, last)))
+
+
+@pytest.mark.parametrize("kind", toyworld.KINDS)
+def test_looks_ask_the_token_before_and_show_visual_tokens_only(processor, kind):
+    stage = Stage(1.0, {kind: 1}, tuple(toyworld.GRIDS[kind]), looking=1.0)
+    lesson = curriculum.lesson(processor, 0, 0, stage, 4)
+    batch, (ties, answers) = lesson.batch, lesson.looks
+    for looks in (ties, answers):
+        assert (looks.shows.sum(1) > 0).all()
+        assert not (looks.shows & ~batch.image_mask[looks.rows]).any()
+        last = (looks.shows * torch.arange(looks.shows.shape[1])).amax(1) if len(looks.rows) else looks.queries
+        assert (last <= looks.queries).all()                        # nobody is told to look at what is still to come
+    assert batch.learned[answers.rows, answers.queries].all() and batch.image_mask[ties.rows, ties.queries].all()
+    assert (len(answers.rows) > 0) == (kind not in ("pairs", "grounding"))
+    assert (len(ties.rows) > 0) == (kind in ("documents", "tables", "charts"))
+
+
+def test_a_stage_that_tells_nothing_draws_the_same_lessons(processor):
+    stage = Stage(1.0, {"charts": 1}, ((2, 1),))
+    plain, told = (curriculum.lesson(processor, 0, 0, s, 3) for s in (stage, dataclasses.replace(stage, looking=0.3)))
+    assert plain.looks is None and torch.equal(plain.batch.input_ids, told.batch.input_ids)
+
+
+# what is learned from it
+
+
+def told(trainer, step=0):
+    stage = Stage(1.0, {"tables": 1}, ((2, 1),), looking=1.0)
+    return curriculum.lesson(trainer.processor, 0, step, stage, 3)
+
+
+def test_the_loss_is_that_of_the_head_that_looks_there_most(trainer, monkeypatch):
+    """Each weight by a plain softmax, heads and tokens one by one."""
+    lesson, calls = told(trainer), []
+
+    def heard(q, k, v, seen, scale):
+        calls.append((q, k, seen, scale))
+        return by_hand(q, k, v, seen, scale)
+
+    monkeypatch.setattr("minivl2.attention.by_hand", heard)
+    with looking.last_layers(trainer.model) as given:
+        trainer.model.loss(lesson.batch)
+    wanted = 0.0
+    for (q, k, seen, scale), looks in zip(calls[-2:], lesson.looks, strict=True):
+        each = []
+        for row, query, shows in zip(looks.rows.tolist(), looks.queries.tolist(), looks.shows, strict=True):
+            on_it = []
+            for head in range(q.shape[1]):
+                scores = [math.exp(q[row, head, query].dot(k[row, head, s]) * scale) if seen[row, 0, query, s] else 0.0
+                          for s in range(k.shape[2])]
+                on_it.append(sum(score for score, shown in zip(scores, shows, strict=True) if shown) / sum(scores))
+            each.append(-math.log(max(on_it) + 1e-6))
+        wanted += sum(each) / len(each)
+    assert looking.loss(given, lesson.looks).item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_listening_changes_nothing_and_leaves_nothing_behind(trainer):
+    lesson = told(trainer)
+    with looking.last_layers(trainer.model):
+        heard = trainer.model.loss(lesson.batch).total
+    assert torch.equal(heard, trainer.model.loss(lesson.batch).total)
+    for layer in trainer.model.decoder.layers:
+        assert not layer.attn._forward_hooks and not layer.attn._forward_pre_hooks
+
+
+def test_where_to_look_is_learned(monkeypatch):
+    stage = Stage(1.0, {"charts": 1}, ((2, 1),), looking=1.0)
+    monkeypatch.setitem(curriculum.COURSES, "told", (stage,))
+    trainer = make(steps=25, course="told")
+    lesson = curriculum.lesson(trainer.processor, 0, 0, stage, 3)
+
+    def lost():
+        with torch.no_grad(), looking.last_layers(trainer.model) as given:
+            trainer.model.loss(lesson.batch)
+            return looking.loss(given, lesson.looks).item()
+
+    before = lost()
+    for _ in range(25):
+        trainer.train_step(lesson)
+    assert lost() < 0.6 * before
