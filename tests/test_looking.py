@@ -5,16 +5,16 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_training import make
 
 from minivl2 import toyworld
 from minivl2.attention import by_hand
+from minivl2.places import LOCAL, places
 from minivl2.training import curriculum, looking
 from minivl2.training.curriculum import Stage
-from minivl2.training.sight import Window, spans
-from minivl2.visual_tokens import count
+from minivl2.training.sight import spans
 
 WRITTEN = ("text", "documents", "tables", "charts")
 PICTURES = st.sampled_from([(kind, grid) for kind in WRITTEN for grid in dict.fromkeys(toyworld.GRIDS[kind])])
@@ -30,23 +30,14 @@ def processor(trainer):
     return trainer.processor
 
 
-def square_of(processor, sample, place):
-    """The part of the picture, in pixels, that the visual token at this place shows: left, top, right, bottom; and how
-    large a whole square is there."""
-    side, (across, down) = processor.config.side, sample.grid
-    local = place - side * (side + 1) - 1
-    if local < 0:                                                   # the global view: rows of 4 and a newline
-        row, column = divmod(place, side + 1)
-        window = Window(processor, sample.images[0].size, sample.grid, 0)
-    else:                                                           # the tiles: rows of 4 * across and a newline
-        row, column = divmod(local, side * across + 1)
-        view = 1 + row // side * across + column // side
-        row, column = row % side, column % side
-        window = Window(processor, sample.images[0].size, sample.grid, view)
-    size, tile = processor.config.patch_size * processor.config.downsample_ratio, processor.config.tile
-    edges = (column * size - window.left, row * size - window.top,      # of the last column and row, half is padding
-             min((column + 1) * size, tile) - window.left, min((row + 1) * size, tile) - window.top)
-    return [edge / window.scale for edge in edges], (size / window.scale) ** 2
+def shown_by(processor, sample, box):
+    return set(looking.View(processor, sample).showing([box])[0].nonzero().flatten().tolist())
+
+
+def places_of(processor, sample):
+    """Which part of the picture each of its visual tokens shows, as test_places.py has tested it."""
+    cfg = processor.config
+    return places(sample.images[0].size, sample.grid, cfg.tile, cfg.patch_size, cfg.downsample_ratio)
 
 
 # what the world says
@@ -56,11 +47,11 @@ def square_of(processor, sample, place):
 @given(st.integers(0, 10**6), PICTURES)
 def test_what_is_read_is_seen_letter_by_letter(seed, which):
     sample = toyworld.draw(seed, *which)
-    middles = {middle: character for line in sample.written for middle, character in zip(line.middles, line.text, strict=True)}
+    middles = {middle: letter for line in sample.written for middle, letter in zip(line.middles, line.text, strict=True)}
     for question in sample.questions:
         pieces = "".join(piece for piece, _ in question.seen)
         assert pieces.replace(", ", "") == question.answer.replace(" ", "").replace(",", "")
-        for piece, ((x, y, right, bottom),) in question.seen:
+        for piece, (x, y, right, bottom) in question.seen:
             assert (x, y) == (right, bottom)
             if len(piece) == 1 and question.ability not in ("chart", "chart values"):
                 assert middles[x, y] == piece
@@ -75,9 +66,9 @@ def test_the_value_of_a_bar_is_looked_for_at_its_letter(seed):
             place = sample.facts.values.index(int(question.answer))
             label = next(line for line in sample.written if line.text[0] == sample.facts.labels[place])
             if sample.facts.style == "pie":
-                assert [box[:2] for _, (box,) in question.seen] == list(label.middles[2:])
+                assert [box[:2] for _, box in question.seen] == list(label.middles[2:])
             else:
-                assert question.seen == ((question.answer, (label.middles[0] * 2,)),)
+                assert question.seen == ((question.answer, label.middles[0] * 2),)
                 assert [line.text for line in label.of] == [question.answer]
 
 
@@ -98,7 +89,7 @@ def test_what_a_thing_is_is_seen_at_the_thing(seed, grid):
     sample = toyworld.draw(seed, "scenes", grid)
     by_box = {thing.box: thing for thing in sample.facts.things}
     for question in sample.questions:
-        for piece, (box,) in question.seen:
+        for piece, box in question.seen:
             thing = by_box[box]
             assert set(piece.split()) <= {thing.size, thing.colour, thing.shape}
         if question.ability in ("colour", "shape", "size", "relation", "largest", "caption"):
@@ -109,29 +100,14 @@ def test_what_a_thing_is_is_seen_at_the_thing(seed, grid):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))
-def test_order_counts_the_visual_tokens_before_each(across, down, side):
-    at = looking.order((across, down), side)
-    assert at[0] == [row * (side + 1) + column for row in range(side) for column in range(side)]
-    start = side * (side + 1) + 1                                   # after the global view and the separator
-    for view in range(across * down):
-        for row in range(side):
-            for column in range(side):
-                y, x = view // across * side + row, view % across * side + column
-                assert at[1 + view][row * side + column] == start + y * (side * across + 1) + x
-    assert max(map(max, at)) == count((across, down), side) - 2     # the last token is a newline
-
-
-@settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), which=PICTURES)
-def test_every_letter_is_looked_for_at_the_tile_that_shows_it(processor, seed, which):
+def test_every_letter_is_looked_for_at_the_one_tile_token_that_shows_it(processor, seed, which):
     sample = toyworld.draw(seed, *which)
-    for line in sample.written:
-        for x, y in line.middles:
-            place, = looking.showing(processor, sample, (x, y, x, y))
-            (left, top, right, bottom), _ = square_of(processor, sample, place)
-            assert left <= x < right and top <= y < bottom
-            assert place > processor.config.side * (processor.config.side + 1)      # not in the global view
+    line = places_of(processor, sample)
+    for x, y in (middle for line in sample.written for middle in line.middles):
+        token, = shown_by(processor, sample, (x, y, x, y))
+        left, top, right, lower = line[token].in_picture
+        assert left <= x < right and top <= y < lower and line[token].view == LOCAL
 
 
 @settings(max_examples=40, deadline=None)
@@ -140,32 +116,35 @@ def test_a_thing_is_looked_for_where_it_covers_much_or_has_its_middle(processor,
     sample = toyworld.draw(seed, "scenes", grid)
     for thing in sample.facts.things:
         wanted = set()
-        for place in sorted({place for view in looking.order(grid, processor.config.side) for place in view}):
-            (left, top, right, bottom), square = square_of(processor, sample, place)
-            across = min(right, thing.box[2]) - max(left, thing.box[0])
-            down = min(bottom, thing.box[3]) - max(top, thing.box[1])
-            covers = max(across, 0) * max(down, 0) / square
-            x, y = (thing.box[0] + thing.box[2]) / 2, (thing.box[1] + thing.box[3]) / 2
-            if abs(covers - looking.MUCH) < 1e-9:
-                return                                              # whether that is more, rounding decides
-            if covers > looking.MUCH or (left <= x < right and top <= y < bottom):
-                wanted.add(place)
-        assert looking.showing(processor, sample, thing.box) == wanted
+        for token, place in enumerate(places_of(processor, sample)):
+            if place.in_picture:
+                left, top, right, lower = place.in_picture
+                across = max(min(right, thing.box[2]) - max(left, thing.box[0]), 0)
+                down = max(min(lower, thing.box[3]) - max(top, thing.box[1]), 0)
+                x, y = (thing.box[0] + thing.box[2]) / 2, (thing.box[1] + thing.box[3]) / 2
+                part = across * down / ((right - left) * (lower - top))
+                assume(abs(part - looking.MUCH) > 1e-5)             # or rounding decides
+                if part > looking.MUCH or (left <= x < right and top <= y < lower):
+                    wanted.add(token)
+        assert shown_by(processor, sample, thing.box) == wanted
 
 
-def test_every_token_of_an_answer_looks_at_its_own_piece(processor):
-    sample = toyworld.draw(3, "tables", (2, 1))
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), which=PICTURES)
+def test_every_token_of_an_answer_looks_at_its_own_piece(processor, seed, which):
+    sample = toyworld.draw(seed, *which)
+    view = looking.View(processor, sample)
     for question in sample.questions:
-        shown = looking.where(processor, sample, question)
-        tokens = spans(processor, question.answer)
-        assert len(shown) == len(tokens)
-        wanted = {}
-        for (character, (box,)), place in zip(
-                question.seen, (i for i, c in enumerate(question.answer) if c != " "), strict=True):
-            assert question.answer[place] == character
-            wanted[place] = looking.showing(processor, sample, box)
-        for (_, (first, last)), places in zip(tokens, shown, strict=True):
-            assert places == set().union(*(wanted.get(i, set()) for i in range(first, last)))
+        *shown, end = looking.where(processor, view, question)
+        assert not end.any()
+        wanted, at = [set() for _ in question.answer], 0            # of each character
+        for piece, box in question.seen:
+            at = question.answer.index(piece, at)
+            for i in range(at, at + len(piece)):
+                wanted[i] = shown_by(processor, sample, box)
+            at += len(piece)
+        for (_, (first, last)), tokens in zip(spans(processor, question.answer), shown, strict=True):
+            assert set(tokens.nonzero().flatten().tolist()) == set().union(*wanted[first:last])
 
 
 @pytest.mark.parametrize("kind", toyworld.KINDS)
@@ -202,7 +181,7 @@ def test_the_loss_is_that_of_the_head_that_looks_there_most(trainer, monkeypatch
     lesson, calls = told(trainer), []
 
     def heard(q, k, v, seen, scale):
-        calls.append((q, k, seen, scale))
+        calls.append((q.detach(), k.detach(), seen, scale))
         return by_hand(q, k, v, seen, scale)
 
     monkeypatch.setattr("minivl2.attention.by_hand", heard)

@@ -228,7 +228,7 @@ def test_the_second_stage_learns_all_text_and_the_third_only_answers():
 
 def test_a_told_picture_is_a_caption_a_question_and_no_image():
     processor, stage = make().processor, dataclasses.replace(PAPER[1], told=1.0, packed=0)
-    batch, _ = curriculum.lesson(processor, 0, 1, stage, 3)
+    batch, *_ = curriculum.lesson(processor, 0, 1, stage, 3)
     assert len(batch.tiles) == len(batch.grids) == batch.image_mask.sum() == 0
     talk, abilities, images = curriculum.in_words(toyworld.draw(5, "scenes"), random.Random(0))
     told, answer = (turn["content"] for turn in talk)

@@ -372,7 +372,7 @@ model = minivl2.build("toy")
 learner = optimizers.Learner(model, torch.float32)
 heard = []                      # of each step: the mean loss of each ability's answers
 for step in range(STEPS):
-    batch, abilities = curriculum.lesson(processor, 0, step, stage, PICTURES)
+    batch, abilities, _ = curriculum.lesson(processor, 0, step, stage, PICTURES)
     loss = model.loss(batch)
     loss.total.backward()
     learner.step(rate(step / STEPS))

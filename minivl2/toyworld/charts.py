@@ -120,7 +120,7 @@ def questions(rng, chart, written):
     else:
         # The decoder comes to the value before it comes to the letter below it, so the value cannot know its letter;
         # but the letter can know its value. That is where to look.
-        seen_value = {label: (Seen(str(value), seen_label[label][0].boxes),)
+        seen_value = {label: (Seen(str(value), seen_label[label][0].box),)
                       for label, value in zip(chart.labels, chart.values, strict=True)}
 
     asked = []

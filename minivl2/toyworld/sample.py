@@ -19,10 +19,10 @@ ABILITIES = (
 
 
 class Seen(NamedTuple):
-    """A piece of an answer, and the boxes (in pixels) any of which shows it: of a thing, or the middle of a letter."""
+    """A piece of an answer, and the box (in pixels) where it is to be seen: of a thing, or of no size, in a letter."""
 
     piece: str
-    boxes: tuple[tuple[float, float, float, float], ...]
+    box: tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ class Sample:
 
 def at(thing, answer):
     """All of ``answer`` is seen at the thing."""
-    return (Seen(answer, (thing.box,)),)
+    return (Seen(answer, thing.box),)
 
 
 def letters(line, text=None):
     """Every character of ``text``, a part of a written line (None: all of it), is seen where it stands."""
     text = text or line.text
     middles = line.middles[line.text.index(text) :]
-    return tuple(Seen(character, ((x, y, x, y),)) for character, (x, y) in zip(text, middles, strict=False))
+    return tuple(Seen(character, (x, y, x, y)) for character, (x, y) in zip(text, middles, strict=False))
 
 
 def messages(questions, images=1):

@@ -1,20 +1,23 @@
-"""Looking: while it learns to answer, the decoder's last layer is told where in the picture the answer is.
+"""Looking: while it learns to answer, the decoder's last two layers are told where in the picture to look.
 
 Lesson   lessons/08_training.ipynb                      Tests   tests/test_looking.py
 
 "How much is B?" takes two things at once: a query that finds the B, and something worth finding there. While either is
-missing, learning the other does not make the answer any better, so nothing tells them to begin: the toy's charts of two
-tiles stood at the level of guessing for forty thousand steps. Told where to look, the first is learned by itself, and the
-second follows: four hundred steps. How it gets there (which lower layer brings what where) is left to the model.
+missing, learning the other makes no answer better, so nothing tells them to begin: on charts of two tiles the toy guessed
+for forty thousand steps. Told where to look, it learns the first for its own sake, and the second follows within four
+hundred.
 
-The world knows where each answer is to be seen (`Question.seen`). The loss of a token of an answer is -log of the
-attention, averaged over the heads, that falls on the visual tokens which show that piece of the answer. One head that looks
-there is enough: the more it does, the more of the gradient is its own.
+The world knows where each answer is to be seen (`Question.seen`), and what belongs to what (`Line.of`):
+
+    last layer          a token of an answer looks at the visual tokens that show this piece of it
+    the one before      a visual token that shows a cell of a table looks at the names of its row and its column
+
+Both are losses, -log of the attention that falls where it should, of the head where that is most. One head is enough; the
+others are free. How the layers below make it possible is left to them.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -24,15 +27,14 @@ from torch.overrides import TorchFunctionMode
 from minivl2.attention import attend
 from minivl2.batch import Batch
 from minivl2.model import DeepSeekVL2
+from minivl2.places import LOCAL, places
 from minivl2.processor import Processor
 from minivl2.toyworld import Question, Sample
-from minivl2.toyworld.lettering import Line
-from minivl2.toyworld.sample import letters
 from minivl2.training import team
-from minivl2.training.sight import Window, spans
-from minivl2.visual_tokens import lay_out
+from minivl2.training.sight import spans
 
-MUCH = 0.25     # of a visual token's square: a thing that covers so much of it is shown by it
+MUCH = 0.25     # of what a visual token shows: a thing that covers so much of it is there to be seen
+Box = tuple[float, float, float, float]
 
 
 class Looks(NamedTuple):
@@ -49,18 +51,18 @@ def looks(
     """For the last layer but one, and for the last. Of every conversation its sample, and the questions asked in it."""
     ties, answers = [], []
     for row, (sample, questions) in enumerate(zip(samples, asked, strict=True)):
-        visual = batch.image_mask[row].nonzero().flatten().tolist()
-        ties += [(row, visual[token], [visual[other] for other in others]) for token, others in tied(processor, sample)]
-        places = iter(batch.learned[row].nonzero().flatten().tolist())
-        for question in questions:
-            for shown in [*where(processor, sample, question), set()]:       # the last is the end of the answer
-                answers.append((row, next(places), [visual[token] for token in shown]))
+        view = View(processor, sample)
+        visual = batch.image_mask[row].nonzero().flatten()[: len(view.local)]       # of the first picture
+        ties += [(row, int(visual[token]), visual[shown]) for token, shown in tied(view, sample)]
+        predicting = batch.learned[row].nonzero().flatten().tolist()
+        shown = [tokens for question in questions for tokens in where(processor, view, question)]
+        answers += [(row, token, visual[tokens]) for token, tokens in zip(predicting, shown, strict=True)]
     return gathered(ties, batch), gathered(answers, batch)
 
 
-def gathered(looks: list[tuple[int, int, list[int]]], batch: Batch) -> Looks:
+def gathered(looks: list[tuple[int, int, Tensor]], batch: Batch) -> Looks:
     """(conversation, who looks, at what) of each as tensors, without those that look at nothing."""
-    looks = [look for look in looks if look[2]]
+    looks = [look for look in looks if len(look[2])]
     shows = torch.zeros(len(looks), batch.input_ids.shape[1], dtype=torch.bool)
     for i, (_, _, shown) in enumerate(looks):
         shows[i, shown] = True
@@ -68,56 +70,49 @@ def gathered(looks: list[tuple[int, int, list[int]]], batch: Batch) -> Looks:
     return Looks(rows, queries, shows)
 
 
-def tied(processor: Processor, sample: Sample) -> list[tuple[int, set[int]]]:
-    """Of each line of letters that belongs to others, every visual token that shows some of it, with those that show one
-    of the others and come before it: a token cannot see those after it."""
-    found = []
-    for line in sample.written:
-        for other in line.of:
-            shown = on(processor, sample, other)
-            for token in on(processor, sample, line):
-                found.append((token, {place for place in shown if place <= token}))
-    return found
+class View:
+    """Which of a picture's visual tokens show what of it. Of several pictures, the first."""
+
+    def __init__(self, processor: Processor, sample: Sample):
+        cfg, nowhere = processor.config, (torch.nan,) * 4
+        line = places(sample.images[0].size, sample.grid, cfg.tile, cfg.patch_size, cfg.downsample_ratio)
+        self.rectangles = torch.tensor([place.in_picture or nowhere for place in line])     # (visual tokens, 4)
+        self.local = torch.tensor([place.view == LOCAL for place in line])
+
+    def showing(self, boxes: Sequence[Box]) -> Tensor:
+        """The tokens in which the middle of a box lies, or of which it covers much: (boxes, visual tokens) bool. A letter
+        is a box without width: it is looked for in the tiles only."""
+        left, top, right, lower = self.rectangles.T
+        x1, y1, x2, y2 = torch.tensor(boxes).view(-1, 4, 1).unbind(1)
+        x, y = (x1 + x2) / 2, (y1 + y2) / 2
+        middle = (left <= x) & (x < right) & (top <= y) & (y < lower)
+        covered = (right.minimum(x2) - left.maximum(x1)).relu() * (lower.minimum(y2) - top.maximum(y1)).relu()
+        much = covered > MUCH * (right - left) * (lower - top)
+        return (middle | much) & (self.local | (x1 < x2))
 
 
-def on(processor: Processor, sample: Sample, line: Line) -> set[int]:
-    """The visual tokens that show some letter of a line."""
-    return {token for seen in letters(line) for box in seen.boxes for token in showing(processor, sample, box)}
-
-
-def where(processor: Processor, sample: Sample, question: Question) -> list[set[int]]:
-    """For each token of the answer, which of the picture's visual tokens show it; none where the answer does not say."""
+def where(processor: Processor, view: View, question: Question) -> list[Tensor]:
+    """For each token of the answer, and its end, which visual tokens show it (bool); none where the world does not say."""
     pieces, end = [], 0
-    for piece, boxes in question.seen:
+    for piece, _ in question.seen:
         start = question.answer.index(piece, end)
         end = start + len(piece)
-        pieces.append((start, end, boxes))
-    return [{token for start, end, boxes in pieces if start < last and first < end
-             for box in boxes for token in showing(processor, sample, box)}
-            for _, (first, last) in spans(processor, question.answer)]
+        pieces.append((start, end))
+    shown = view.showing([box for _, box in question.seen])
+    return [shown[[start < last and first < end for start, end in pieces]].any(0)
+            for _, (first, last) in (*spans(processor, question.answer), (None, (end, end)))]
 
 
-def showing(processor: Processor, sample: Sample, box: tuple[float, float, float, float]) -> set[int]:
-    """Which of the picture's visual tokens show this box of it. A letter (a box without width) only those of the tiles."""
-    at, (left, top, right, bottom) = order(sample.grid, processor.config.side), box
-    found = set()
-    for view in range(right == left, len(at)):
-        window = Window(processor, sample.images[0].size, sample.grid, view)
-        middle = window.patch_at((left + right) / 2, (top + bottom) / 2)
-        tokens = {token for token, part in window.covered(box).items() if part > MUCH} if right > left else set()
-        found |= {at[view][token] for token in tokens | ({middle[0]} if middle else set())}
-    return found
-
-
-@cache
-def order(grid: tuple[int, int], side: int) -> list[list[int]]:
-    """Of each view's tokens, how many visual tokens of the picture come before it."""
-    views = 1 + grid[0] * grid[1]
-    numbers = torch.arange(views * side**2).view(views, side**2, 1)
-    nothing = torch.tensor([-1])
-    line = lay_out(numbers, grid, newline=nothing, separator=nothing).flatten().tolist()
-    places = {number: place for place, number in enumerate(line)}
-    return [[places[number] for number in view] for view in numbers.flatten(1).tolist()]
+def tied(view: View, sample: Sample) -> list[tuple[int, Tensor]]:
+    """Of each line of letters that belongs to others, every visual token that shows some of it, with those (bool) that
+    show some of one of the others and come before it: a token cannot see those after it."""
+    lines = sample.written
+    letters = [(x, y, x, y) for line in lines for x, y in line.middles]
+    shown = dict(zip(lines, view.showing(letters).split([len(line.middles) for line in lines]), strict=True))
+    shown = {line: tokens.any(0) for line, tokens in shown.items()}
+    before = torch.arange(len(view.local))
+    return [(token, shown[other] & (before <= token)) for line in lines for other in line.of
+            for token in shown[line].nonzero().flatten().tolist()]
 
 
 class Given(TorchFunctionMode):
