@@ -103,11 +103,11 @@ def watch(
     hooks = [model.decoder.embed.register_forward_hook(read), model.decoder.head.register_forward_hook(speak)]
     for i, block in enumerate(model.vision.blocks):
         if blocks is None or i in blocks:
-            hooks += overhear(block.attn, slice(None) if views is None else list(views), slice(None),
-                              lambda weights, i=i: see(i, weights))
+            those = slice(None) if views is None else list(views)
+            hooks += overhear(block.attn, Ears(those, slice(None), lambda weights, i=i: see(i, weights)))
             hooks.append(block.register_forward_hook(lambda _, __, out, i=i: leave(i, out)))
     for i, layer in enumerate(model.decoder.layers):
-        hooks += overhear(layer.attn, slice(None), slice(-1, None), lambda weights, i=i: look(i, weights))
+        hooks += overhear(layer.attn, Ears(slice(None), slice(-1, None), lambda weights, i=i: look(i, weights)))
         hooks.append(layer.attn.register_forward_hook(lambda _, inputs, __, i=i: remember(i, inputs[3])))
         if isinstance(layer.mlp, MixtureOfExperts):
             hooks.append(layer.mlp.gate.register_forward_hook(lambda _, __, routing, i=i: route(i, routing)))
@@ -118,10 +118,8 @@ def watch(
             hook.remove()
 
 
-def overhear(module: nn.Module, rows: slice | list[int], queries: slice, keep: Callable[[Tensor], None]) -> list:
-    """While this attention module runs, `keep` gets its weights: of some rows of the batch, and some of the queries."""
-    ears = Ears(rows, queries, keep)
-
+def overhear(module: nn.Module, ears: TorchFunctionMode) -> list:
+    """Whenever this module runs, the ears hear the calls of torch it makes. Returns the hooks, to be removed."""
     def enter(*_):              # a hook that returned something would change the module's input or output
         ears.__enter__()
 
@@ -132,7 +130,8 @@ def overhear(module: nn.Module, rows: slice | list[int], queries: slice, keep: C
 
 
 class Ears(TorchFunctionMode):
-    """Hears every call of torch made while it is entered, in this thread, and keeps the weights of attention."""
+    """Hears every call of torch made while it is entered, in this thread. `keep` gets the weights of attention, of some
+    rows of the batch and some of the queries."""
 
     def __init__(self, rows: slice | list[int], queries: slice, keep: Callable[[Tensor], None]):
         self.rows, self.queries, self.keep = rows, queries, keep

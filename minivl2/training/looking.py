@@ -29,6 +29,7 @@ from minivl2.batch import Batch
 from minivl2.model import DeepSeekVL2
 from minivl2.places import LOCAL, places
 from minivl2.processor import Processor
+from minivl2.record import overhear
 from minivl2.toyworld import Question, Sample
 from minivl2.training import team
 from minivl2.training.sight import spans
@@ -124,19 +125,18 @@ class Given(TorchFunctionMode):
         return called(*inputs, **(options or {}))
 
     def weights(self, rows: Tensor, queries: Tensor) -> Tensor:
-        """The attention of some tokens: (n, H, S)."""
-        scores = (self.q[rows, :, queries, None] * self.scale @ self.k[rows].mT)[:, :, 0].float()
+        """The attention of some tokens: (n, H, S). All scores are computed once more, as keys for every token of its own
+        would be more to move than that is to compute."""
+        scores = (self.q * self.scale @ self.k.mT)[rows, :, queries].float()
         return scores.masked_fill(~self.seen[rows, :, queries], -torch.inf).softmax(-1)
 
 
 @contextmanager
 def last_layers(model: DeepSeekVL2) -> Iterator[list[Given]]:
     """While the block runs, the decoder's last two layers are listened to."""
-    hooks, heard = [], []
-    for layer in model.decoder.layers[-2:]:
-        heard.append(given := Given())
-        hooks += (layer.attn.register_forward_pre_hook(lambda *_, given=given: given.__enter__() and None),
-                  layer.attn.register_forward_hook(lambda *_, given=given: given.__exit__(None, None, None)))
+    heard = [Given(), Given()]
+    hooks = [hook for layer, given in zip(model.decoder.layers[-2:], heard, strict=True)
+             for hook in overhear(layer.attn, given)]
     try:
         yield heard
     finally:
