@@ -42,7 +42,7 @@ def stopped_halfway(run: Path, copy: Path) -> Path:
 def runs(tmp_path_factory) -> Path:
     """A folder with all runs: alone, weights and experts by two; those, stopped and resumed by the other number."""
     house = tmp_path_factory.mktemp("runs")
-    full = f"--steps {STEPS} --batch 4 --dtype float32 --out {house}"
+    full = f"--course more --steps {STEPS} --batch 4 --dtype float32 --out {house}"
     short = f"--steps 4 --batch 4 --dtype bfloat16 --out {house}"
     work([f"{full}/alone", f"{short}/alone-bfloat16"], 1)
     for way in shard.WAYS:
