@@ -161,7 +161,8 @@ def test_the_toys_scores_are_those_of_its_evaluation():
         name: round(100 * right) for name, right in scores["scores"].items()}
     assert f"mean IoU {scores['mean_iou']:.2f}, {scores['iou_50']:.0%}".replace("%", " %") in told
     readme = " ".join(README.split())
-    for name, words in (("count", "counts in {} of pictures"), ("read", "({} of texts"), ("table", "({} of table cells")):
+    for name, words in (("count", "counts in {} of pictures"), ("read", "({} of texts"), ("table", "({} of table cells"),
+                        ("chart", "{} of values in charts")):
         assert words.format(f"{scores['scores'][name]:.0%}".replace("%", " %")) in readme
     ten = {name: round(100 * right) for name, right in json.loads(
         (ROOT / "docs/bench/ten-minutes.json").read_text())["scores"].items()}

@@ -42,14 +42,16 @@ def stopped_halfway(run: Path, copy: Path) -> Path:
 def runs(tmp_path_factory) -> Path:
     """A folder with all runs: alone, weights and experts by two; those, stopped and resumed by the other number."""
     house = tmp_path_factory.mktemp("runs")
-    full = f"--course more --steps {STEPS} --batch 4 --dtype float32 --out {house}"
+    full = f"--steps {STEPS} --batch 4 --dtype float32 --out {house}"
     short = f"--steps 4 --batch 4 --dtype bfloat16 --out {house}"
-    work([f"{full}/alone", f"{short}/alone-bfloat16"], 1)
+    told = f"--course more --steps 4 --batch 4 --dtype float32 --out {house}"       # where to look, with most pictures
+    work([f"{full}/alone", f"{short}/alone-bfloat16", f"{told}/alone-told"], 1)
     for way in shard.WAYS:
         stopped_halfway(house / "alone", house / f"alone-then-{way}")
     work([f"travel {house}"]
          + [f"{full}/{way} --shard {way}" for way in shard.WAYS]
          + [f"{short}/{way}-bfloat16 --shard {way}" for way in shard.WAYS]
+         + [f"{told}/{way}-told --shard {way}" for way in shard.WAYS]
          + [f"{full}/alone-then-{way} --resume --shard {way}" for way in shard.WAYS], 2)
     for way in shard.WAYS:
         stopped_halfway(house / way, house / f"{way}-then-alone")
@@ -65,6 +67,12 @@ def losses(run: Path) -> list[float]:
 def test_two_who_share_a_model_learn_what_one_learns(runs, way):
     assert len(losses(runs / way)) == 3 * STEPS
     assert losses(runs / way) == pytest.approx(losses(runs / "alone"), abs=1e-5)
+
+
+@pytest.mark.parametrize("way", shard.WAYS)
+def test_they_are_told_where_to_look_as_one_is(runs, way):
+    assert losses(runs / f"{way}-told") == pytest.approx(losses(runs / "alone-told"), abs=1e-5)
+    assert len(losses(runs / "alone-told")) == 3 * 4
 
 
 @pytest.mark.parametrize("way", shard.WAYS)

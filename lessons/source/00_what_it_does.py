@@ -5,7 +5,7 @@
 # nothing else.*
 #
 # A vision-language model is shown a picture, is asked about it in words, and answers in words. Here is one that you can
-# ask yourself, now: a tiny one, 1.6 million parameters, built like DeepSeek-VL2 and trained from nothing in seven hours
+# ask yourself, now: a tiny one, 1.6 million parameters, built like DeepSeek-VL2 and trained from nothing in eight hours
 # on two cores. We draw something, ask, and then follow one question through it: what becomes of the picture, where the
 # words come in, how an answer comes out. How each part works is left to the other lessons; here you see what there is
 # to build.
@@ -427,7 +427,7 @@ figure.colorbar(shade, ax=axes[:, 4], label="probability of the answer");
 #
 # ## What it cannot do
 #
-# Three pictures that are too much for it. A table: it has been shown many, and does not find every other cell. A picture
+# Three pictures that are too much for it. A table: it has been shown many, and still gets one cell in three wrong. A picture
 # with seven things: in its world there were never more than six. And an evening, the nearest to a photograph that a few
 # lines draw: of photographs it knows nothing at all.
 
@@ -454,10 +454,10 @@ for text in ("how many things are there?", "what does the picture show?"):
     print(f"{text:<30}{ask(text, dusk)}")
 
 # %% [markdown]
-# Both numbers that it says stand in the table and in the right row, but only the second in the right column; and the word
-# it says for the highest cost has the highest tax. What it sees it can read, mostly; where to look it has half learned:
-# along a row, not down a column. Of seven things it says six, the most it ever had to count. And the evening it describes
-# as it describes everything, in things of its world, of which none is there. It does not know that it does not know.
+# The tax it finds, in its row and its column; for the age it says the number beside. The word for the highest cost is the
+# right one, misread: there is no coin. Of seven things it says six, the most it ever had to count. And the evening it
+# describes as it describes everything, in things of its world, of which none is there. It does not know that it does not
+# know.
 #
 # How good it is at all that it was taught, a file says that lies beside the model: on pictures it had never seen, a
 # hundred questions of each kind (of *largest*, ninety). The score is green; the thin bar is a blind guess.
@@ -474,9 +474,9 @@ axis.spines[["top", "right"]].set_visible(False)
 axis.legend(frameon=False, loc="lower right");
 
 # %% [markdown]
-# At the top stands what can be seen at a glance, then what must be read; at the bottom what must be found first, and
-# then read, in tables and charts, or told without leaving anything out. It was still learning when its seven hours were
-# over. And it is small: the published models have 2,000 to 17,000 times as many parameters, and have seen photographs,
+# At the top stands what can be seen at a glance, then what must be read; at the bottom what must be found and read several
+# times over, the largest of a column or all values of a row, or told without leaving anything out. It was still learning
+# when its eight hours were over. And it is small: the published models have 2,000 to 17,000 times as many parameters, and have seen photographs,
 # pages and charts in great numbers. But what they do with a picture and a question is what you have just seen.
 #
 # ## What you will build
@@ -492,7 +492,7 @@ axis.legend(frameon=False, loc="lower right");
 # | with a small memory | keys and values from one short vector | [5. Latent attention](05_latent_attention.ipynb) |
 # | each token worked on | many small networks, of which a gate chooses | [6. Experts](06_experts.ipynb) |
 # | all of it together | conversations, padding, pictures among words, the loss | [7. The whole model](07_the_whole_model.ipynb) |
-# | seven hours on two cores | three stages, optimisers, scores beside a guess | [8. Training](08_training.ipynb) |
+# | eight hours on two cores | three stages, optimisers, scores beside a guess | [8. Training](08_training.ipynb) |
 # | token after token | the loop, drawing instead of taking the likeliest, many at once | [9. Answering](09_answering.ipynb) |
 # | boxes | boxes as text, and back | [10. Pointing](10_pointing.ipynb) |
 # | models thousands of times as large | the published weights, and how to find a mistake | [11. The real weights](11_the_real_weights.ipynb) |

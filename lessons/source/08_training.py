@@ -489,11 +489,12 @@ for axis, one in zip(axes, wanted, strict=False):
 # One thing no number of steps brought. "How much is B?" takes a query that finds the B, and something worth finding
 # there: that the token which shows the letter has been told the number above it. While either is missing, learning the
 # other makes no answer better, so the loss does not say to begin. Asked about charts that lie on two tiles, the toy
-# guessed for forty thousand steps, a curve flat at the logarithm of the choices. (On charts of one tile it had found a
+# guessed for fifty thousand steps, a curve flat at the logarithm of the choices. (On charts of one tile it had found a
 # way around: those are shown twice, and a number in the second view may look back at the letter in the first. Turn
-# either view grey, and it guesses there, too.) Then it was told *where to look*: `training/looking.py` adds
-# $-\log$ of the attention that falls where the answer is to be seen. Nothing says what to find there. On such charts
-# alone, four hundred steps were enough. Here is where the last layer looks now:
+# either view grey, and it guessed there, too.) Then it was told *where to look*: `training/looking.py` adds
+# $-\log$ of the attention that falls where the answer is to be seen. Nothing says what to find there. After 6,749 steps
+# more, of everything, it read 37 of 39 such bars and points, and of all charts 88 in a hundred instead of 54. Here is
+# where the last layer looks now (a square is what one visual token shows):
 
 # %%
 toy, toy_processor = minivl2.load(cli.default_weights())

@@ -4,8 +4,7 @@ Lesson   lessons/08_training.ipynb                      Tests   tests/test_looki
 
 "How much is B?" takes two things at once: a query that finds the B, and something worth finding there. While either is
 missing, learning the other makes no answer better, so nothing tells them to begin: on charts of two tiles the toy guessed
-for forty thousand steps. Told where to look, it learns the first for its own sake, and the second follows within four
-hundred.
+for fifty thousand steps. Told where to look, it learns the first for its own sake, and the second follows.
 
 The world knows where each answer is to be seen (`Question.seen`), and what belongs to what (`Line.of`):
 
