@@ -9,10 +9,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_training import make
 
+import minivl2
 from minivl2 import toyworld
 from minivl2.attention import by_hand
 from minivl2.places import LOCAL, places
-from minivl2.training import curriculum, looking
+from minivl2.training import curriculum, looking, loop
 from minivl2.training.curriculum import Stage
 from minivl2.training.sight import spans
 
@@ -22,7 +23,11 @@ PICTURES = st.sampled_from([(kind, grid) for kind in WRITTEN for grid in dict.fr
 
 @pytest.fixture(scope="module")
 def trainer():
-    return make()
+    """Of three layers, so that the last two are not all."""
+    small = make()
+    language = dataclasses.replace(small.model.config.language, num_hidden_layers=3)
+    model = minivl2.build(dataclasses.replace(small.model.config, language=language))
+    return loop.Trainer(model, small.processor, small.plan)
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +150,17 @@ def test_every_token_of_an_answer_looks_at_its_own_piece(processor, seed, which)
             at += len(piece)
         for (_, (first, last)), tokens in zip(spans(processor, question.answer), shown, strict=True):
             assert set(tokens.nonzero().flatten().tolist()) == set().union(*wanted[first:last])
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), which=PICTURES)
+def test_what_belongs_to_something_looks_at_what_of_it_came_before(processor, seed, which):
+    sample = toyworld.draw(seed, *which)
+    shown = [set().union(*(shown_by(processor, sample, middle * 2) for middle in line.middles)) for line in sample.written]
+    wanted = [(token, sorted(other for other in shown[sample.written.index(name)] if other <= token))
+              for line, tokens in zip(sample.written, shown, strict=True) for name in line.of for token in tokens]
+    found = looking.tied(looking.View(processor, sample), sample)
+    assert sorted(wanted) == sorted((token, tokens.nonzero().flatten().tolist()) for token, tokens in found)
 
 
 @pytest.mark.parametrize("kind", toyworld.KINDS)
