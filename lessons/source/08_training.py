@@ -509,7 +509,8 @@ for axis, question in zip(axes, questions, strict=True):
     "".join(seen.stream())
     start = int(seen.batch.image_mask[0].nonzero()[0])
     heads = seen.record.steps[0].attention[-1][:, [start + i for i in which]]      # (H, n)
-    figures.draw_heat(axis, sample.images[0], [line[i] for i in which], heads[heads.sum(1).argmax()],
+    most = heads[heads.sum(1).argmax()]
+    figures.draw_heat(axis, sample.images[0], [line[i] for i in which], most,
                       f"{question.text} {seen.text}")
 
 # %% [markdown]
