@@ -33,7 +33,7 @@ def small_config(**changes) -> Config:
     """The toy, smaller still."""
     toy = Config.named("toy")
     language = dataclasses.replace(
-        toy.language, hidden_size=32, intermediate_size=48, num_hidden_layers=2, kv_lora_rank=12, qk_nope_head_dim=8,
+        toy.language, hidden_size=32, intermediate_size=48, num_hidden_layers=3, kv_lora_rank=12, qk_nope_head_dim=8,
         qk_rope_head_dim=4, v_head_dim=8, moe_intermediate_size=16, n_routed_experts=4, **changes)
     return dataclasses.replace(
         toy, vision=VisionConfig(image_size=56, patch_size=8, width=32, layers=1, heads=2, mlp_ratio=2.0),

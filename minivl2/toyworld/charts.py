@@ -64,7 +64,7 @@ def write_values(chart, pen, middles, tops, base, paper):
         patch = (left - 1, upper - 1, middle + half + 2, upper + pen.capital + 1)
         pen.picture.paste(paper.crop(patch), patch)
         number = pen.write(left, upper, str(value))
-        pen.write(middle - pen.width(label) // 2, base + 2, label, of=(number,))
+        pen.write(middle - pen.width(label) // 2, base + 2, label, above=number)
 
 
 def draw_bars(rng, chart, pen):

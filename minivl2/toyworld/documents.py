@@ -45,7 +45,7 @@ def draw(rng, grid):
         y += pen.pitch
         after = column if aligned else pen.width(label) + pen.capital // 2
         before = pen.write(x, y, label)
-        lines.append((before, pen.write(x + after, y, value, of=(before,))))
+        lines.append((before, pen.write(x + after, y, value, left=before)))
     return Sample("documents", (picture,), tuple(questions(rng, document, title, lines)), document, grid, tuple(pen.written))
 
 

@@ -41,12 +41,14 @@ WORDS = (  # noqa: SIM905 (seventy quoted words would be hard to read)
 @dataclass(frozen=True)
 class Line:
     """One line as written, the box of its inked pixels (edges in pixels, right and bottom exclusive), the middle (x, y)
-    of every character, and the lines it belongs to: of a cell of a table, the names of its row and its column."""
+    of every character, and the lines to its left and above that it belongs with: a table's cell with the names of its
+    row and its column, a field's value with its label, a bar's letter with its number."""
 
     text: str
     box: tuple[int, int, int, int]
     middles: tuple[tuple[float, float], ...] = ()
-    of: tuple["Line", ...] = ()
+    left: "Line | None" = None
+    above: "Line | None" = None
 
 
 def capital_height(rng, size):
@@ -104,14 +106,15 @@ class Pen:
     def width(self, text):
         return inked(self.face, self.capital, text)[0].width
 
-    def write(self, x, y, text, of=()):
+    def write(self, x, y, text, left=None, above=None):
         """Writes with the first inked column at ``x`` and the tops of the capitals at ``y``."""
         mask, middles = inked(self.face, self.capital, text)
         top = y - self.capital
         self.picture.paste(self.ink, (x, top), mask)
         _, upper, _, lower = mask.getbbox()
         box = (x, top + upper, x + mask.width, top + lower)
-        self.written.append(Line(text, box, tuple((x + middle, y + self.capital / 2) for middle in middles), of))
+        middles = tuple((x + middle, y + self.capital / 2) for middle in middles)
+        self.written.append(Line(text, box, middles, left, above))
         return self.written[-1]
 
 

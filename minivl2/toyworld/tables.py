@@ -46,8 +46,8 @@ def draw(rng, grid):
         for k, line in enumerate(texts):
             if line[i]:
                 flush = 0 if i == 0 else width - pen.width(line[i])  # names to the left, numbers to the right
-                names = (written[k, 0], written[0, i]) if i and k else ()
-                written[k, i] = pen.write(x + flush, top + k * pitch, line[i], of=names)
+                names = (written[k, 0], written[0, i]) if i and k else (None, None)
+                written[k, i] = pen.write(x + flush, top + k * pitch, line[i], *names)
         x += width + gap
     if rng.random() < 0.6:  # a rule below the header
         y = top + pitch - 2

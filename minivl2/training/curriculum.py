@@ -17,7 +17,7 @@ from typing import NamedTuple
 from minivl2 import toyworld
 from minivl2.batch import IGNORED, Batch, in_line
 from minivl2.processor import Processor
-from minivl2.training.looking import Looks, looks
+from minivl2.training.looking import Told, looks
 from minivl2.training.optimizers import rate as cosine
 from minivl2.training.optimizers import stepped
 from minivl2.visual_tokens import count
@@ -153,7 +153,7 @@ class Lesson(NamedTuple):
 
     batch: Batch
     abilities: list[str]
-    looks: tuple[Looks, Looks] | None = None      # where answers are to be seen, if the stage tells
+    told: Told | None = None      # where to look, if the stage tells
 
 
 def lesson(

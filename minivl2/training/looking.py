@@ -1,4 +1,4 @@
-"""Looking: while it learns to answer, the decoder's last two layers are told where in the picture to look.
+"""Looking: while it learns to answer, the decoder's last three layers are told where in the picture to look.
 
 Lesson   lessons/08_training.ipynb                      Tests   tests/test_looking.py
 
@@ -6,16 +6,19 @@ Lesson   lessons/08_training.ipynb                      Tests   tests/test_looki
 missing, learning the other makes no answer better, so nothing tells them to begin: on charts of two tiles the toy guessed
 for fifty thousand steps. Told where to look, it learns the first for its own sake, and the second follows.
 
-The world knows where each answer is to be seen (`Question.seen`), and what belongs to what (`Line.of`):
+The world knows what a question names (`mentions`), what belongs with what (`Line.left`, `Line.above`), and where each
+answer is to be seen (`Question.seen`):
 
-    last layer          a token of an answer looks at the visual tokens that show this piece of it
-    the one before      a visual token that shows a cell of a table looks at the names of its row and its column
+    last layer but two    the last token of a name, "cost" or "red circle", looks at the visual tokens that show it
+    last but one          a visual token that shows a cell of a table looks at the name of its row; and at that of its column
+    last layer            a token of an answer looks at the visual tokens that show this piece of it
 
-Both are losses, -log of the attention that falls where it should, of the head where that is most. One head is enough; the
-others are free. How the layers below make it possible is left to them.
+Each is a loss, -log of the attention that falls where it should, of one head that is chosen for it beforehand. The others
+are free, and how the layers below make it possible is left to them. (Were it the head that looks there most, whichever,
+nobody would have to find anything: four heads would look at four columns of a table, and one of them always be right.)
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -25,11 +28,13 @@ from torch.overrides import TorchFunctionMode
 
 from minivl2.attention import attend
 from minivl2.batch import Batch
+from minivl2.conversation import ASSISTANT, USER
 from minivl2.model import DeepSeekVL2
 from minivl2.places import LOCAL, places
 from minivl2.processor import Processor
 from minivl2.record import overhear
-from minivl2.toyworld import Question, Sample
+from minivl2.toyworld import Question, Sample, mentions
+from minivl2.toyworld.lettering import Line
 from minivl2.training import team
 from minivl2.training.sight import spans
 
@@ -38,26 +43,41 @@ Box = tuple[float, float, float, float]
 
 
 class Looks(NamedTuple):
-    """Where n tokens are to look."""
+    """Where n tokens are to look, all by the same head."""
 
     rows: Tensor        # (n,) the conversation
     queries: Tensor     # (n,) the place in it of the token that looks
     shows: Tensor       # (n, T) bool, at which tokens of the conversation
 
 
-def looks(
-    processor: Processor, samples: Sequence[Sample], asked: Sequence[Sequence[Question]], batch: Batch
-) -> tuple[Looks, Looks]:
-    """For the last layer but one, and for the last. Of every conversation its sample, and the questions asked in it."""
-    ties, answers = [], []
+class Told(NamedTuple):
+    """What is told, in the order of HEADS."""
+
+    names: Looks
+    left: Looks
+    above: Looks
+    answers: Looks
+
+
+LAYERS = 3                                      # the last, that are told
+HEADS = (-3, 0), (-2, 1), (-2, 0), (-1, 0)      # layer, head: who finds what is named, looks left, up, finds the answer
+
+
+def looks(processor: Processor, samples: Sequence[Sample], asked: Sequence[Sequence[Question]], batch: Batch) -> Told:
+    """Of every conversation its sample, and the questions asked in it."""
+    names, left, above, answers = [], [], [], []
     for row, (sample, questions) in enumerate(zip(samples, asked, strict=True)):
         view = View(processor, sample)
         visual = batch.image_mask[row].nonzero().flatten()[: len(view.local)]       # of the first picture
-        ties += [(row, int(visual[token]), visual[shown]) for token, shown in tied(view, sample)]
+        written = dict(zip(sample.written, view.letters(sample.written), strict=True))
+        for told, side in (left, "left"), (above, "above"):
+            pairs = [(line, other) for line in sample.written if (other := getattr(line, side))]
+            told += [(row, int(visual[token]), visual[shown]) for token, shown in tied(written, pairs)]
+        names += [(row, token, visual[shown]) for token, shown in named(processor, view, sample, questions, batch, row)]
         predicting = batch.learned[row].nonzero().flatten().tolist()
         shown = [tokens for question in questions for tokens in where(processor, view, question)]
         answers += [(row, token, visual[tokens]) for token, tokens in zip(predicting, shown, strict=True)]
-    return gathered(ties, batch), gathered(answers, batch)
+    return Told(*(gathered(told, batch) for told in (names, left, above, answers)))
 
 
 def gathered(looks: list[tuple[int, int, Tensor]], batch: Batch) -> Looks:
@@ -90,6 +110,11 @@ class View:
         much = covered > MUCH * (right - left) * (lower - top)
         return (middle | much) & (self.local | (x1 < x2))
 
+    def letters(self, lines: Sequence[Line]) -> list[Tensor]:
+        """Of each line of letters, which tokens show some of it: (visual tokens,) bool."""
+        shown = self.showing([middle * 2 for line in lines for middle in line.middles])
+        return [tokens.any(0) for tokens in shown.split([len(line.middles) for line in lines])]
+
 
 def where(processor: Processor, view: View, question: Question) -> list[Tensor]:
     """For each token of the answer, and its end, which visual tokens show it (bool); none where the world does not say."""
@@ -103,16 +128,28 @@ def where(processor: Processor, view: View, question: Question) -> list[Tensor]:
             for _, (first, last) in (*spans(processor, question.answer), (None, (end, end)))]
 
 
-def tied(view: View, sample: Sample) -> list[tuple[int, Tensor]]:
-    """Of each line of letters that belongs to others, every visual token that shows some of it, with those (bool) that
-    show some of one of the others and come before it: a token cannot see those after it."""
-    lines = sample.written
-    letters = [(x, y, x, y) for line in lines for x, y in line.middles]
-    shown = dict(zip(lines, view.showing(letters).split([len(line.middles) for line in lines]), strict=True))
-    shown = {line: tokens.any(0) for line, tokens in shown.items()}
-    before = torch.arange(len(view.local))
-    return [(token, shown[other] & (before <= token)) for line in lines for other in line.of
-            for token in shown[line].nonzero().flatten().tolist()]
+def named(
+    processor: Processor, view: View, sample: Sample, questions: Sequence[Question], batch: Batch, row: int
+) -> list[tuple[int, Tensor]]:
+    """For the last token of every name in the questions, its place in this conversation, which ends where its row does, and
+    which visual tokens show what it names (bool)."""
+    found, end = [], batch.input_ids.shape[1]
+    for i, question in reversed([*enumerate(questions)]):
+        end -= len(spans(processor, question.answer)) + 1          # and its END
+        before = f"{USER}: " if i else "\n"                        # the first comes after a picture
+        line = spans(processor, f"{before}{question.text}\n\n{ASSISTANT}:")
+        end -= len(line)
+        names = {len(before) + after - 1: boxes for after, boxes in mentions(question.text, sample)}
+        found += [(end + k, view.showing(names[at]).any(0))
+                  for k, (_, (first, last)) in enumerate(line) for at in range(first, last) if at in names]
+    return found
+
+
+def tied(shown: dict[Line, Tensor], pairs: Iterable[tuple[Line, Line]]) -> list[tuple[int, Tensor]]:
+    """Of each pair of lines, every visual token that shows some of the first, with those (bool) that show some of the
+    second and come before it: a token cannot see those after it."""
+    return [(token, shown[other] & (torch.arange(len(shown[other])) <= token))
+            for line, other in pairs for token in shown[line].nonzero().flatten().tolist()]
 
 
 class Given(TorchFunctionMode):
@@ -123,18 +160,19 @@ class Given(TorchFunctionMode):
             self.q, self.k, _, self.seen, self.scale = inputs
         return called(*inputs, **(options or {}))
 
-    def weights(self, rows: Tensor, queries: Tensor) -> Tensor:
-        """The attention of some tokens: (n, H, S). All scores are computed once more, as keys for every token of its own
+    def weights(self, head: int, rows: Tensor, queries: Tensor) -> Tensor:
+        """The attention of some tokens: (n, S). All scores are computed once more, as keys for every token of its own
         would be more to move than that is to compute."""
-        scores = (self.q * self.scale @ self.k.mT)[rows, :, queries].float()
-        return scores.masked_fill(~self.seen[rows, :, queries], -torch.inf).softmax(-1)
+        q, k = self.q[:, head], self.k[:, head]
+        scores = (q * self.scale @ k.mT)[rows, queries].float()
+        return scores.masked_fill(~self.seen[rows, 0, queries], -torch.inf).softmax(-1)
 
 
 @contextmanager
 def last_layers(model: DeepSeekVL2) -> Iterator[list[Given]]:
-    """While the block runs, the decoder's last two layers are listened to."""
-    heard = [Given(), Given()]
-    hooks = [hook for layer, given in zip(model.decoder.layers[-2:], heard, strict=True)
+    """While the block runs, the decoder's last layers are listened to."""
+    heard = [Given() for _ in range(LAYERS)]
+    hooks = [hook for layer, given in zip(model.decoder.layers[-LAYERS:], heard, strict=True)
              for hook in overhear(layer.attn, given)]
     try:
         yield heard
@@ -143,14 +181,15 @@ def last_layers(model: DeepSeekVL2) -> Iterator[list[Given]]:
             hook.remove()
 
 
-def loss(heard: list[Given], looks: tuple[Looks, Looks]) -> Tensor:
-    """The sum over both layers of the mean over the tokens of the whole team that are to look somewhere; to be added up
-    over the team, and divided by its size."""
-    counts = team.total(torch.tensor([len(each.rows) for each in looks])).clamp(min=1)
-    return sum(minus_log(given, each).sum() * team.size() / n for given, each, n in zip(heard, looks, counts, strict=True))
+def loss(heard: list[Given], told: Told) -> Tensor:
+    """The sum of what each head looks past, a mean over the tokens of the whole team that are told; to be added up over the
+    team, and divided by its size."""
+    counts = team.total(torch.tensor([len(looks.rows) for looks in told])).clamp(min=1)
+    return sum(looked_past(heard[layer], head, looks).sum() * team.size() / n
+               for (layer, head), looks, n in zip(HEADS, told, counts, strict=True))
 
 
-def minus_log(given: Given, looks: Looks) -> Tensor:
-    """-log of the part of each token's attention that falls where it should, of the head where that is most: (n,)"""
-    on_it = (given.weights(looks.rows, looks.queries) * looks.shows[:, None]).sum(-1).amax(1)
+def looked_past(given: Given, head: int, looks: Looks) -> Tensor:
+    """-log of the part of each token's attention that falls where it should: (n,)"""
+    on_it = (given.weights(head, looks.rows, looks.queries) * looks.shows).sum(-1)
     return -(on_it + 1e-6).log()

@@ -111,7 +111,7 @@ class Trainer:
 
     def train_step(self, lesson: Lesson) -> dict[str, Any]:
         """One step of both optimisers. Returns what to log. Raises TrainingError if the loss is not a number."""
-        batch, abilities, looks = lesson
+        batch, abilities, where = lesson
         stage, rate = self.plan.stage_at(self.step), self.plan.rate_at(self.step)
         self.learner.freeze(stage.frozen)
         # Each process averages over its own answers; weighted by how many those are, the team's mean is that of all.
@@ -120,7 +120,7 @@ class Trainer:
         share = answers * team.size() / team.total(answers.clone())
         with looking.last_layers(self.learner.working) as heard:
             loss = self.learner.working.loss(batch)
-        told = looking.loss(heard, looks) if looks else torch.zeros(())
+        told = looking.loss(heard, where) if where else torch.zeros(())
         ((share - 1) * loss.text + loss.total + stage.looking * told).backward()
         text, balance = team.total(torch.stack((share * loss.text, loss.balance)).detach().double()) / team.size()
         if not (text + balance).isfinite():
