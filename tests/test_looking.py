@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import random
+import re
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ import minivl2
 from minivl2 import toyworld
 from minivl2.attention import by_hand
 from minivl2.places import LOCAL, places
+from minivl2.toyworld.lettering import Line
+from minivl2.toyworld.things import COLOURS, DIAMETER, SHAPES, Scene, Thing
 from minivl2.training import curriculum, looking, loop
 from minivl2.training.curriculum import Stage
 from minivl2.training.sight import spans
@@ -101,6 +105,53 @@ def test_what_a_thing_is_is_seen_at_the_thing(seed, grid):
             assert ", ".join(piece for piece, _ in question.seen) == question.answer
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(("scenes", "grounding")))
+def test_a_question_about_things_names_all_that_fit(seed, kind):
+    """Word by word: a noun, and what stands right before it."""
+    sample = toyworld.draw(seed, kind)
+    for question in sample.questions:
+        wanted, end = [], 0
+        size = colour = None
+        for word in re.findall(r"[a-z]+|[^a-z]+", question.text):
+            end += len(word)
+            noun = re.sub("(?<=ss)es$|(?<!s)s$", "", word)
+            if noun in (*SHAPES, "thing"):
+                shape = None if noun == "thing" else noun
+                fitting = [t.box for t in sample.facts.things
+                           if size in (None, t.size) and colour in (None, t.colour) and shape in (None, t.shape)]
+                if fitting and (size or colour or shape):
+                    wanted.append((end, fitting))
+            if word != " ":
+                size, colour = (word if word in DIAMETER else size if word in COLOURS else None,
+                                word if word in COLOURS else None)
+        assert toyworld.mentions(question.text, sample) == wanted
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_question_about_a_table_names_its_row_and_its_column(seed):
+    sample = toyworld.draw(seed, "tables", (2, 2))
+    written = {line.text: [middle * 2 for middle in line.middles] for line in sample.written if line.text.isalpha()}
+    for question in sample.questions:
+        named = [(question.text.index(word) + len(word), letters) for word, letters in written.items()
+                 if re.search(rf"\b{word}\b", question.text)]
+        assert toyworld.mentions(question.text, sample) == sorted(named)
+        assert len(named) == {"table": 2, "table row": 1, "table largest": 1}[question.ability]
+
+
+def test_names_by_hand():
+    big, small = Thing("big", "red", "circle", (0, 0, 9, 9)), Thing("small", "red", "cross", (20, 0, 25, 5))
+    sample = toyworld.Sample("scenes", (), (), Scene(40, 40, (big, small)), (1, 1))
+    both, word = [big.box, small.box], "is the circle"
+    assert toyworld.mentions("how many red things are there?", sample) == [(len("how many red things"), both)]
+    assert toyworld.mentions("is the circle big or small?", sample) == [(len(word), [big.box])]
+    assert toyworld.mentions("where are all crosses?", sample) == [(len("where are all crosses"), [small.box])]
+    assert toyworld.mentions("how many things are there, or blue crosses?", sample) == []
+    bars = toyworld.Sample("charts", (), (), None, (1, 1), (Line("A 42", (0, 0, 9, 9), ((1, 5), (2, 5), (3, 5), (4, 5))),))
+    assert toyworld.mentions("A or B?", bars) == [(1, [(1, 5, 1, 5)])]
+    assert toyworld.mentions("what says 42?", bars) == [(12, [(3, 5, 3, 5), (4, 5, 4, 5)])]
+
+
 # from pixels to visual tokens
 
 
@@ -184,6 +235,27 @@ def test_looks_ask_the_token_before_and_show_visual_tokens_only(processor, kind)
     assert (len(names.rows) > 0) == (kind not in ("text", "pairs"))
     assert (len(left.rows) > 0) == (kind in ("documents", "tables"))
     assert (len(above.rows) > 0) == (kind in ("charts", "tables"))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), kind=st.sampled_from(list(toyworld.KINDS)))
+def test_the_last_token_of_a_name_looks_at_what_it_names(processor, seed, kind):
+    stage = Stage(1.0, {kind: 1}, tuple(toyworld.GRIDS[kind]), looking=1.0)
+    batch, names = (lesson := curriculum.lesson(processor, seed, 0, stage, 2)).batch, lesson.told.names
+    samples = curriculum.pictures(seed, 0, stage, 2)
+    for row, sample in enumerate(samples):
+        asked = curriculum.interview(processor, sample, random.Random(f"questions {seed} 0 {row}"))
+        wanted = [(question.text[:after], boxes)
+                  for question in asked for after, boxes in toyworld.mentions(question.text, sample)]
+        mine = sorted((query, shows) for at, query, shows in
+                      zip(names.rows.tolist(), names.queries.tolist(), names.shows, strict=True) if at == row)
+        assert len(mine) == len(wanted)
+        visual = batch.image_mask[row].nonzero().flatten().tolist()
+        for (query, shows), (text, boxes) in zip(mine, wanted, strict=True):
+            read = processor.tokenizer.decode(batch.input_ids[row, : query + 1].tolist(), skip_special_tokens=False)
+            assert read.endswith(text)
+            seen = set().union(*(shown_by(processor, sample, box) for box in boxes))
+            assert shows.nonzero().flatten().tolist() == sorted(visual[token] for token in seen)
 
 
 def test_a_stage_that_tells_nothing_draws_the_same_lessons(processor):
