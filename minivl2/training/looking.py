@@ -66,6 +66,7 @@ HEADS = (-3, 0), (-2, 1), (-2, 0), (-1, 0)      # layer, head: who finds what is
 def looks(processor: Processor, samples: Sequence[Sample], asked: Sequence[Sequence[Question]], batch: Batch) -> Told:
     """Of every conversation its sample, and the questions asked in it."""
     names, left, above, answers = [], [], [], []
+    length = batch.input_ids.shape[1]
     for row, (sample, questions) in enumerate(zip(samples, asked, strict=True)):
         view = View(processor, sample)
         visual = batch.image_mask[row].nonzero().flatten()[: len(view.local)]       # of the first picture
@@ -73,7 +74,7 @@ def looks(processor: Processor, samples: Sequence[Sample], asked: Sequence[Seque
         for told, side in (left, "left"), (above, "above"):
             pairs = [(line, other) for line in sample.written if (other := getattr(line, side))]
             told += [(row, int(visual[token]), visual[shown]) for token, shown in tied(written, pairs)]
-        names += [(row, token, visual[shown]) for token, shown in named(processor, view, sample, questions, batch, row)]
+        names += [(row, token, visual[shown]) for token, shown in named(processor, view, sample, questions, length)]
         predicting = batch.learned[row].nonzero().flatten().tolist()
         shown = [tokens for question in questions for tokens in where(processor, view, question)]
         answers += [(row, token, visual[tokens]) for token, tokens in zip(predicting, shown, strict=True)]
@@ -129,11 +130,11 @@ def where(processor: Processor, view: View, question: Question) -> list[Tensor]:
 
 
 def named(
-    processor: Processor, view: View, sample: Sample, questions: Sequence[Question], batch: Batch, row: int
+    processor: Processor, view: View, sample: Sample, questions: Sequence[Question], length: int
 ) -> list[tuple[int, Tensor]]:
-    """For the last token of every name in the questions, its place in this conversation, which ends where its row does, and
-    which visual tokens show what it names (bool)."""
-    found, end = [], batch.input_ids.shape[1]
+    """For the last token of every name in the questions, its place in the conversation, which is padded on the left to this
+    length, and which visual tokens show what it names (bool)."""
+    found, end = [], length
     for i, question in reversed([*enumerate(questions)]):
         end -= len(spans(processor, question.answer)) + 1          # and its END
         before = f"{USER}: " if i else "\n"                        # the first comes after a picture
