@@ -454,10 +454,9 @@ for text in ("how many things are there?", "what does the picture show?"):
     print(f"{text:<30}{ask(text, dusk)}")
 
 # %% [markdown]
-# The tax it finds, in its row and its column; for the age it says the number beside. The word for the highest cost is the
-# right one, misread: there is no coin. Of seven things it says six, the most it ever had to count. And the evening it
-# describes as it describes everything, in things of its world, of which none is there. It does not know that it does not
-# know.
+# The age it finds, in its row and its column; for the tax it says the number above, and for the highest cost the row of the
+# lowest. Of seven things it says six, the most it ever had to count. And the evening it describes as it describes
+# everything, in things of its world, of which none is there. It does not know that it does not know.
 #
 # How good it is at all that it was taught, a file says that lies beside the model: on pictures it had never seen, a
 # hundred questions of each kind (of *largest*, ninety). The score is green; the thin bar is a blind guess.
@@ -475,7 +474,7 @@ axis.legend(frameon=False, loc="lower right");
 
 # %% [markdown]
 # At the top stands what can be seen at a glance, then what must be read; at the bottom what must be found and read several
-# times over, the largest of a column or all values of a row, or told without leaving anything out. It was still learning
+# times over, the largest of a column or all values of a chart, or told without leaving anything out. It was still learning
 # when its eight hours were over. And it is small: the published models have 2,000 to 17,000 times as many parameters, and have seen photographs,
 # pages and charts in great numbers. But what they do with a picture and a question is what you have just seen.
 #

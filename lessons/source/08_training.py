@@ -498,9 +498,10 @@ for axis, one in zip(axes, wanted, strict=False):
 # That was told to whichever head looked there most, so that each head might do what it did best. They did: in tables, four
 # heads looked at four places, one of them was always right (this loss was 0.1), and nobody had chosen (for the best single
 # head it would have been 1.2). A loss with a way around is a loss that is gone around. Now each thing is told to one head,
-# fixed beforehand, and the question's names are told, too: "cost" is to look at where "cost" stands. @@STEPS@@ steps later,
-# of cells of tables @@TABLE@@ in a hundred were right instead of 64. Here is where that head of the last layer looks (a
-# square is what one visual token shows):
+# fixed beforehand, and the question's names are told, too: "cost" is to look at where "cost" stands. 5,353 steps later,
+# that head has more than half of its attention on the right cell in 89 of 100 looks (69 of 100 cells are then read right,
+# so the rest is reading), and of charts 93 in a hundred are right. Here is where it looks (a square is what one visual
+# token shows):
 
 # %%
 toy, toy_processor = minivl2.load(cli.default_weights())
