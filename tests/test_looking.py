@@ -81,6 +81,17 @@ def test_the_value_of_a_bar_is_looked_for_at_its_letter(seed):
                 assert label.above.text == question.answer and label.left is None
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), PICTURES, st.randoms())
+def test_what_is_asked_for_again_is_shown_again(processor, seed, which, rng):
+    """Whatever was asked for before, and in whatever order."""
+    sample = toyworld.draw(seed, *which)
+    boxes, view = [line.box for line in sample.written], looking.View(processor, sample)
+    for _ in range(3):
+        asked = rng.choices(boxes, k=rng.randint(1, 4))
+        assert torch.equal(view.showing(asked), looking.View(processor, sample).look_for(asked))
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_cell_belongs_to_its_row_and_its_column(seed):
     sample = toyworld.draw(seed, "tables", (2, 2))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from minivl2.training import optimizers
+from minivl2.training import optimizers, team
 from minivl2.training.optimizers import Learner, Muon, orthogonal
 
 sizes = st.integers(2, 24)
@@ -43,6 +43,29 @@ def test_muon_steps_as_torch_does(shape):
         optimizer.step()
         reference.step()
     assert (ours - theirs).norm() < 0.05 * (theirs - before).norm()
+
+
+@given(rows=st.integers(1, 9), size=st.integers(1, 5))
+def test_a_team_divides_work_so_that_each_row_is_done_once(rows, size):
+    """Each process in turn, alone here: what it would send is written down, and what all send is what all get."""
+    numbers, done, sent = torch.arange(1.0, rows + 1)[:, None], [], []
+
+    def work(part):
+        done.extend(part[part > 0].tolist())
+        return 10 * part
+
+    def everybody_sends(answers, own):
+        sent.append(own)
+        answers[:] = torch.cat([*sent, own.new_zeros(len(answers) - len(own) * len(sent), 1)])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(team, "size", lambda: size)
+        patch.setattr(team.dist, "all_gather_into_tensor", everybody_sends)
+        for rank in range(size):
+            patch.setattr(team, "rank", lambda rank=rank: rank)
+            answers = team.divided(work, numbers)
+    assert sorted(done) == list(range(1, rows + 1))
+    assert torch.equal(answers, 10 * numbers)
 
 
 def test_matrices_that_share_a_shape_do_not_disturb_each_other():

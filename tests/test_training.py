@@ -569,6 +569,15 @@ def test_killed_at_any_moment_it_resumes_to_the_weights_of_an_undisturbed_run(tm
     assert_same(first, second)
 
 
+@pytest.mark.parametrize("team", [1, 2, 3])
+def test_a_team_draws_each_picture_once(team):
+    stage = curriculum.COURSES["whole"][-1]
+    drawn = curriculum.pictures(5, 7, stage, 6)
+    parts = [curriculum.pictures(5, 7, stage, 6, rank, team) for rank in range(team)]
+    assert sum(len(part) for part in parts) == 6
+    assert all(parts[i % team][i // team].questions == sample.questions for i, sample in enumerate(drawn))
+
+
 def test_two_processes_learn_what_one_learns(tmp_path):
     """Half of each batch each, averaged: the same losses as one process with the whole batch, step by step."""
     every_step = "from minivl2.training import loop; loop.LOG_EVERY = 1; import train_tiny; train_tiny.main()"

@@ -37,8 +37,8 @@ class Kind:
     shape: str | None = None
 
     def fits(self, thing):
-        wanted = ((self.size, thing.size), (self.colour, thing.colour), (self.shape, thing.shape))
-        return all(want in (None, has) for want, has in wanted)
+        return (self.size in (None, thing.size) and self.colour in (None, thing.colour)
+                and self.shape in (None, thing.shape))
 
     def __str__(self):
         return " ".join(part for part in (self.size, self.colour, self.shape or "thing") if part)

@@ -20,6 +20,7 @@ from minivl2.processor import Processor
 from minivl2.training.looking import Told, looks
 from minivl2.training.optimizers import rate as cosine
 from minivl2.training.optimizers import stepped
+from minivl2.training.sight import spans
 from minivl2.visual_tokens import count
 
 Grid = tuple[int, int]
@@ -102,13 +103,14 @@ def stage_at(progress: float, course: tuple[Stage, ...]) -> Stage:
     return next((stage for stage in course if progress < stage.until), course[-1])
 
 
-def pictures(seed: int, step: int, stage: Stage, size: int) -> list[toyworld.Sample]:
-    """The `size` pictures of this step, all on one grid. The same seed and step give the same pictures."""
+def pictures(seed: int, step: int, stage: Stage, size: int, rank: int = 0, team: int = 1) -> list[toyworld.Sample]:
+    """The `size` pictures of this step, all on one grid; of a team, those that are this rank's. The same seed and step give
+    the same pictures."""
     rng = random.Random(f"batch {seed} {step}")
     shares = kinds_by_grid(stage)
     grid = rng.choices(list(shares), [sum(kinds.values()) for kinds in shares.values()])[0]
     chosen = rng.choices(list(shares[grid]), list(shares[grid].values()), k=size)
-    return [picture(f"train {seed} {step} {i}", kind, grid, stage.things) for i, kind in enumerate(chosen)]
+    return [picture(f"train {seed} {step} {i}", chosen[i], grid, stage.things) for i in range(rank, size, team)]
 
 
 def kinds_by_grid(stage: Stage) -> dict[Grid, dict[str, float]]:
@@ -141,7 +143,7 @@ def interview(processor: Processor, sample: toyworld.Sample, rng: random.Random)
     left_out = {rng.choice(rivals) for rivals in RIVALS if abilities.issuperset(rivals)}
     asked, room = [], max(ROOM, len(sample.images) * count(sample.grid, processor.config.side))
     for question in rng.sample(sample.questions, len(sample.questions)):
-        size = len(processor.tokenizer.encode(question.text + question.answer)) + TURN
+        size = len(spans(processor, question.text)) + len(spans(processor, question.answer)) + TURN
         if question.ability not in left_out and (not asked or size <= room):
             asked.append(question)
             room -= size
@@ -160,17 +162,16 @@ def lesson(
     processor: Processor, seed: int, step: int, stage: Stage, size: int, rank: int = 0, team: int = 1
 ) -> Lesson:
     """What is learned from in this step; of a team, the part that is this rank's."""
-    samples = pictures(seed, step, stage, size)
     alone, about = [], []
-    for i in range(rank, size, team):
+    for i, sample in zip(range(rank, size, team), pictures(seed, step, stage, size, rank, team), strict=True):
         rng = random.Random(f"questions {seed} {step} {i}")
         if stage.told and rng.random() < stage.told:
             talk, abilities, images = in_words(toyworld.draw(f"told {seed} {step} {i}", "scenes"), rng)
         else:
-            asked = interview(processor, samples[i], rng)
-            talk, abilities = toyworld.messages(asked, len(samples[i].images)), [question.ability for question in asked]
-            about.append((samples[i], asked))
-            images = samples[i].images
+            asked = interview(processor, sample, rng)
+            talk, abilities = toyworld.messages(asked, len(sample.images)), [question.ability for question in asked]
+            about.append((sample, asked))
+            images = sample.images
         alone.append(labelled(processor(talk, images, training=True), abilities, stage.all_text))
     if stage.packed:
         alone = packed(alone, stage.packed)

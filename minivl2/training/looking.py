@@ -20,6 +20,7 @@ nobody would have to find anything: four heads would look at four columns of a t
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ from minivl2.attention import attend
 from minivl2.batch import Batch
 from minivl2.conversation import ASSISTANT, USER
 from minivl2.model import DeepSeekVL2
-from minivl2.places import LOCAL, places
+from minivl2.places import LOCAL, Size, places
 from minivl2.processor import Processor
 from minivl2.record import overhear
 from minivl2.toyworld import Question, Sample, mentions
@@ -95,12 +96,20 @@ class View:
     """Which of a picture's visual tokens show what of it. Of several pictures, the first."""
 
     def __init__(self, processor: Processor, sample: Sample):
-        cfg, nowhere = processor.config, (torch.nan,) * 4
-        line = places(sample.images[0].size, sample.grid, cfg.tile, cfg.patch_size, cfg.downsample_ratio)
-        self.rectangles = torch.tensor([place.in_picture or nowhere for place in line])     # (visual tokens, 4)
-        self.local = torch.tensor([place.view == LOCAL for place in line])
+        cfg = processor.config
+        picture = sample.images[0].size
+        self.rectangles, self.local = laid_out(picture, sample.grid, cfg.tile, cfg.patch_size, cfg.downsample_ratio)
+        self.rows: dict[Box, int] = {}                                      # of boxes asked for before, in `shown`
+        self.shown = torch.zeros(0, len(self.local), dtype=torch.bool)      # a picture's questions ask for the same again
 
     def showing(self, boxes: Sequence[Box]) -> Tensor:
+        """The tokens that show each box: (boxes, visual tokens) bool."""
+        if new := [box for box in dict.fromkeys(boxes) if box not in self.rows]:
+            self.rows |= {box: len(self.rows) + i for i, box in enumerate(new)}
+            self.shown = torch.cat((self.shown, self.look_for(new)))
+        return self.shown[[self.rows[box] for box in boxes]]
+
+    def look_for(self, boxes: Sequence[Box]) -> Tensor:
         """The tokens in which the middle of a box lies, or of which it covers much: (boxes, visual tokens) bool. A letter
         is a box without width: it is looked for in the tiles only."""
         left, top, right, lower = self.rectangles.T
@@ -115,6 +124,14 @@ class View:
         """Of each line of letters, which tokens show some of it: (visual tokens,) bool."""
         shown = self.showing([middle * 2 for line in lines for middle in line.middles])
         return [tokens.any(0) for tokens in shown.split([len(line.middles) for line in lines])]
+
+
+@lru_cache(maxsize=10_000)
+def laid_out(picture: Size, grid: Size, tile: int, patch: int, ratio: int) -> tuple[Tensor, Tensor]:
+    """Which rectangle of the picture each visual token shows (visual tokens, 4), and whether in a tile (visual tokens,)."""
+    line = places(picture, grid, tile, patch, ratio)
+    rectangles = [place.in_picture or (torch.nan,) * 4 for place in line]
+    return torch.tensor(rectangles), torch.tensor([place.view == LOCAL for place in line])
 
 
 def where(processor: Processor, view: View, question: Question) -> list[Tensor]:

@@ -27,7 +27,8 @@ class Muon(torch.optim.Optimizer):
     shape are orthogonalised together (a toy has many small ones); a convolution over patches is a matrix, too; and it
     computes in float32, since bfloat16 would turn the last digits of a gradient into the third digit of a step.
 
-    A matrix that is divided among processes (shard.py) is orthogonalised whole.
+    Of a team that keeps the same matrices, each process makes its part of them orthogonal, for all. A matrix that is divided
+    among processes (shard.py) is orthogonalised whole, and one that is whole beside such has an owner, who steps it alone.
     """
 
     def __init__(self, params: Iterable, lr: float = MUON_RATE, momentum: float = 0.95, weight_decay: float = WEIGHT_DECAY):
@@ -40,11 +41,13 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     alike[p.flatten(1).shape, shard.is_divided(p)].append(p)
-            for ((rows, columns), _), params in alike.items():
+            some_divided = any(divided for _, divided in alike)
+            for ((rows, columns), divided), params in alike.items():
                 directions = shard.whole(torch.stack([self._direction(p, group["momentum"]) for p in params]))
+                updates = orthogonal(directions) if some_divided and not divided else team.divided(orthogonal, directions)
                 # an orthogonal matrix's entries are small when it is large: this gives them AdamW's usual size
                 rate = group["lr"] * 0.2 * max(rows, columns) ** 0.5
-                for p, update in zip(params, orthogonal(directions), strict=True):
+                for p, update in zip(params, updates, strict=True):
                     step = shard.part_of(rate * update.view(p.shape), p)
                     p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(step)
 

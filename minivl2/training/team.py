@@ -10,7 +10,7 @@ model; in shard.py, a part of it.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import torch
@@ -51,6 +51,18 @@ def average(tensors: Sequence[Tensor]) -> None:
     joined = total(torch.cat([t.flatten() for t in tensors])) / size()
     for t, mean in zip(tensors, joined.split([t.numel() for t in tensors]), strict=True):
         t.copy_(mean.view_as(t))
+
+
+def divided(work: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """work(rows), of which each process does its part: for work that takes rows one by one, and gives as many back, of the
+    same shape. Everybody has all rows, and gets all answers."""
+    if size() == 1:
+        return work(rows)
+    each = -(-len(rows) // size())
+    padded = torch.cat((rows, rows.new_zeros(each * size() - len(rows), *rows.shape[1:])))
+    answers = torch.empty_like(padded)
+    dist.all_gather_into_tensor(answers, work(padded.split(each)[rank()]).contiguous())
+    return answers[: len(rows)]
 
 
 def as_the_first_says(value):
