@@ -41,13 +41,17 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     alike[p.flatten(1).shape, shard.is_divided(p)].append(p)
+            directions = {key: shard.whole(torch.stack([self._direction(p, group["momentum"]) for p in params]))
+                          for key, params in alike.items()}
             some_divided = any(divided for _, divided in alike)
-            for ((rows, columns), divided), params in alike.items():
-                directions = shard.whole(torch.stack([self._direction(p, group["momentum"]) for p in params]))
-                updates = orthogonal(directions) if some_divided and not divided else team.divided(orthogonal, directions)
+            common = {key: stack for key, stack in directions.items() if key[1] == some_divided}
+            updates = {key: orthogonal(stack) for key, stack in directions.items() if key not in common}
+            updates |= zip(common, team.divided(orthogonal, [*common.values()]), strict=True)
+            for key, params in alike.items():
+                rows, columns = key[0]
                 # an orthogonal matrix's entries are small when it is large: this gives them AdamW's usual size
                 rate = group["lr"] * 0.2 * max(rows, columns) ** 0.5
-                for p, update in zip(params, updates, strict=True):
+                for p, update in zip(params, updates[key], strict=True):
                     step = shard.part_of(rate * update.view(p.shape), p)
                     p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(step)
 
@@ -67,12 +71,13 @@ def orthogonal(G: Tensor, steps: int = 5) -> Tensor:
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = G.shape[-2] > G.shape[-1]
-    X = G.mT if tall else G
+    X = (G.mT if tall else G).reshape(-1, min(G.shape[-2:]), max(G.shape[-2:]))
     X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         A = X @ X.mT
-        X = a * X + (b * A + c * A @ A) @ X
-    return X.mT if tall else X
+        B = torch.baddbmm(A, A, A, beta=b, alpha=c)         # b A + c A A, in one go: matrices this small cost as much to
+        X = torch.baddbmm(X, B, X, beta=a)                  # a X + B X                    add up as to multiply
+    return (X.mT if tall else X).reshape(G.shape)
 
 
 def is_map(name: str, parameter: Tensor) -> bool:

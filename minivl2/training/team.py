@@ -53,16 +53,20 @@ def average(tensors: Sequence[Tensor]) -> None:
         t.copy_(mean.view_as(t))
 
 
-def divided(work: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """work(rows), of which each process does its part: for work that takes rows one by one, and gives as many back, of the
-    same shape. Everybody has all rows, and gets all answers."""
-    if size() == 1:
-        return work(rows)
-    each = -(-len(rows) // size())
-    padded = torch.cat((rows, rows.new_zeros(each * size() - len(rows), *rows.shape[1:])))
-    answers = torch.empty_like(padded)
-    dist.all_gather_into_tensor(answers, work(padded.split(each)[rank()]).contiguous())
-    return answers[: len(rows)]
+def divided(work: Callable[[Tensor], Tensor], stacks: Sequence[Tensor]) -> list[Tensor]:
+    """work(stack) of each, of which every process does its part: for work that takes rows one by one, and gives as many
+    back, of the same shape. Everybody has all stacks, and gets all answers."""
+    if size() == 1 or not stacks:
+        return [work(stack) for stack in stacks]
+    parts, answers = [-(-len(stack) // size()) for stack in stacks], []
+    for stack, part in zip(stacks, parts, strict=True):
+        own = stack[rank() * part : (rank() + 1) * part]
+        answers.append(torch.cat((work(own), own.new_zeros(part - len(own), *own.shape[1:]))))
+    joined = torch.cat([answer.flatten() for answer in answers])
+    everybody = joined.new_empty(size(), len(joined))
+    dist.all_gather_into_tensor(everybody, joined)
+    all_answers = everybody.split([answer.numel() for answer in answers], dim=1)
+    return [theirs.reshape(-1, *stack.shape[1:])[: len(stack)] for theirs, stack in zip(all_answers, stacks, strict=True)]
 
 
 def as_the_first_says(value):
