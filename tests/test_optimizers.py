@@ -57,11 +57,11 @@ def test_a_team_divides_work_so_that_each_row_is_done_once(rows, size):
 
     def everybody_sends(answers, own):
         sent.append(own)
-        answers[: len(sent)] = torch.stack(sent)
+        answers[: len(sent)] = sent
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(team, "size", lambda: size)
-        patch.setattr(team.dist, "all_gather_into_tensor", everybody_sends)
+        patch.setattr(team.dist, "all_gather", everybody_sends)
         for rank in range(size):
             patch.setattr(team, "rank", lambda rank=rank: rank)
             answers = team.divided(work, stacks)

@@ -63,9 +63,9 @@ def divided(work: Callable[[Tensor], Tensor], stacks: Sequence[Tensor]) -> list[
         own = stack[rank() * part : (rank() + 1) * part]
         answers.append(torch.cat((work(own), own.new_zeros(part - len(own), *own.shape[1:]))))
     joined = torch.cat([answer.flatten() for answer in answers])
-    everybody = joined.new_empty(size(), len(joined))
-    dist.all_gather_into_tensor(everybody, joined)
-    all_answers = everybody.split([answer.numel() for answer in answers], dim=1)
+    everybody = [torch.empty_like(joined) for _ in range(size())]
+    dist.all_gather(everybody, joined)
+    all_answers = torch.stack(everybody).split([answer.numel() for answer in answers], dim=1)
     return [theirs.reshape(-1, *stack.shape[1:])[: len(stack)] for theirs, stack in zip(all_answers, stacks, strict=True)]
 
 
