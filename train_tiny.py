@@ -28,7 +28,7 @@ import torch
 
 import minivl2
 from minivl2.processor import Processor
-from minivl2.training import ablations, evaluation, loop, report, shard, sight, team
+from minivl2.training import ablations, evaluation, loop, report, shard, team
 from minivl2.training.curriculum import COURSES
 from minivl2.training.tokenizer import sentences, train_tokenizer
 
@@ -114,8 +114,6 @@ def begin(plan: loop.Plan, divided: str) -> loop.Trainer:
     model, processor = untrained(plan)
     if plan.sight:
         plan.see(model, processor, plan.sight)
-    elif not plan.start:
-        sight.settle(model, processor)
     return loop.Trainer(model, processor, plan, divided)
 
 
@@ -166,8 +164,7 @@ def read_options() -> argparse.Namespace:
                         help="train this checkpoint further instead of random weights (take another --seed than its run "
                              "had, or it sees the same pictures again)")
     parser.add_argument("--sight", type=int, default=0, metavar="STEPS",
-                        help="steps of learning to see first (default: a quarter of the minutes; none with --from, or "
-                             "where the course has the eye learn meanwhile, as short does)")
+                        help="steps of learning to see first (default: a quarter of the minutes; with --from, none)")
     parser.add_argument("--dtype", choices=loop.DTYPES, help="to compute in (default: the faster one here, measured)")
     parser.add_argument("--batch", type=int, default=16, help="pictures per step (default 16)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the pictures (default 0)")

@@ -11,10 +11,9 @@ from test_training import assert_same, make, weights
 
 from minivl2 import toyworld
 from minivl2.batch import IGNORED
-from minivl2.model import without_twins
 from minivl2.toyworld.lettering import Line
 from minivl2.toyworld.things import Scene, Thing
-from minivl2.training import curriculum, loop, optimizers, sight
+from minivl2.training import sight
 from minivl2.training.sight import CHARACTERS, NO_CHARACTER, SLOTS, Window
 
 
@@ -126,92 +125,6 @@ def test_a_picture_that_is_enlarged_to_fit_its_tile_is_enlarged_here(processor):
     assert views[0][:, int(y), int(x)].tolist() == pytest.approx([1, -1, -1], abs=0.1)
     assert window.patch_at(22, 6) == (2, 3)       # x = 44 is in the sixth patch, y = 12 in the second
     assert window.patch_at(-1, 6) is None
-
-
-# what is asked about the pictures of questions
-
-
-@settings(deadline=None, max_examples=20)
-@given(data=st.data())
-def test_of_the_pictures_of_questions_each_view_is_asked_for_what_it_shows(data, processor):
-    """Of things the whole view, of letters every tile that has some: known by their pixels, as the vision tower gets them,
-    which is once where a picture of one tile comes twice."""
-    stage = curriculum.Stage(1.0, curriculum.EVERYTHING, curriculum.ALL, sight=1.0)
-    seed = data.draw(st.integers(0, 10**6))
-    samples = curriculum.pictures(seed, 0, stage, 4)
-    batch, *_, asked = curriculum.lesson(processor, seed, 0, stage, 4)
-    expected = []
-    for sample in samples:
-        for which, picture in enumerate(sample.images):
-            views, (grid,) = processor.tile([picture])
-            shown = [(view, sight.show(processor, sample, which, grid, view)) for view in range(len(views))]
-            if sample.written:
-                shown = [(view, told) for view, told in shown[1:] if (told.letters != NO_CHARACTER).any()]
-            else:
-                shown = shown[:1]
-            expected += [(views[view], told) for view, told in shown]
-    seen = batch.tiles[without_twins(batch.tiles, [tuple(grid) for grid in batch.grids.tolist()])[0]]
-    assert len(asked.tiles) == len(expected) > 0
-    for tile, letters, edges, (pixels, told) in zip(
-        asked.tiles, asked.shown.letters, asked.shown.edges, expected, strict=True
-    ):
-        assert torch.equal(seen[tile], pixels)
-        assert torch.equal(letters, told.letters) and torch.equal(edges, told.edges)
-
-
-def lesson_of(trainer, kind):
-    stage = curriculum.Stage(1.0, {kind: 1}, curriculum.SMALL, sight=1.0)
-    return curriculum.lesson(trainer.processor, 1, 0, stage, 4)
-
-
-@pytest.mark.parametrize("kind, head", [("text", "head_letters"), ("scenes", "head_edges")])
-def test_what_is_asked_teaches_the_eye_the_words_and_the_heads(kind, head):
-    trainer = make()
-    heads = sight.Heads(trainer.model.config, trainer.processor)
-    lesson = lesson_of(trainer, kind)
-    with sight.heard(trainer.model) as seen:
-        trainer.model.loss(lesson.batch)
-    sight.loss(heads, trainer.model, seen, lesson.asked).backward()
-    decoder = trainer.model.decoder
-    for part in (trainer.model.vision.patch_embed, decoder.embed, decoder.head, getattr(heads, head)):
-        assert part.weight.grad.abs().max() > 0
-    assert decoder.layers[0].attn.o_proj.weight.grad is None        # nobody was answered
-
-
-def test_what_is_heard_is_what_the_eye_says_of_those_tiles_alone():
-    trainer = make()
-    lesson = lesson_of(trainer, "text")
-    kept, _ = without_twins(lesson.batch.tiles, [tuple(grid) for grid in lesson.batch.grids.tolist()])
-    tiles = lesson.batch.tiles[kept][lesson.asked.tiles]
-    whole = sight.Sight(trainer.model, trainer.processor)
-    trainer.model.decoder.head.weight.data.copy_(whole.embed.weight)
-    with torch.no_grad(), sight.heard(trainer.model) as seen:
-        trainer.model.loss(lesson.batch)
-    alone = whole.losses(tiles, lesson.asked.shown)
-    expected = sum(sight.WEIGHTS[name] * loss for name, loss in alone.items())
-    assert sight.loss(whole.heads, trainer.model, seen, lesson.asked).item() == pytest.approx(expected.item(), rel=1e-5)
-    assert not trainer.model.vision._forward_hooks and not trainer.model.projector._forward_hooks
-
-
-def test_asked_meanwhile_the_eye_learns_to_tell_letters(monkeypatch):
-    """Two toys answer the same questions; of one the eye is asked, too. Heads alone then learn to read from the frozen eyes:
-    from that one they learn more."""
-    told = {}
-    for weight in (0.0, 3.0):
-        monkeypatch.setitem(loop.COURSES, "asked", (curriculum.Stage(1.0, {"text": 1}, ((2, 1),), sight=weight),))
-        trainer = make(steps=60, course="asked")
-        for step in range(60):
-            trainer.train_step(trainer.plan.lesson_at(step, trainer.processor))
-        heads = optimizers.Learner(sight.Heads(trainer.model.config, trainer.processor), torch.float32)
-        for _ in range(60):
-            lesson = lesson_of(trainer, "text")
-            with torch.no_grad(), sight.heard(trainer.model) as seen:
-                trainer.model.loss(lesson.batch)
-            loss = sight.loss(heads.working, trainer.model, seen, lesson.asked)
-            loss.backward()
-            heads.step(1.0)
-        told[weight] = loss.item()
-    assert told[3.0] < 0.9 * told[0.0]
 
 
 # learning

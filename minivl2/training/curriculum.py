@@ -20,7 +20,7 @@ from minivl2.processor import Processor
 from minivl2.training.looking import Told, looks
 from minivl2.training.optimizers import rate as cosine
 from minivl2.training.optimizers import stepped
-from minivl2.training.sight import Asked, ask, spans
+from minivl2.training.sight import spans
 from minivl2.visual_tokens import count
 
 Grid = tuple[int, int]
@@ -36,7 +36,6 @@ class Stage:
     things: int = 6                 # at most so many in a scene
     frozen: tuple[str, ...] = ()    # parts of the model that do not learn meanwhile
     looking: float = 0.0            # the weight of the loss that tells where to look (looking.py)
-    sight: float = 0.0              # the weight of the losses that ask the eye what it sees (sight.py)
     rate: Callable[[float], float] | None = None    # of the full rate, over the stage; None: optimizers.rate over all
     # what only the paper's recipe uses
     told: float = 0.0               # part of the conversations that are about a picture told in words
@@ -54,13 +53,12 @@ EVERYTHING = {"scenes": 2, "grounding": 2, "text": 2, "documents": 2, "tables": 
 HARD = {"scenes": 6, "grounding": 4, "text": 6, "documents": 6, "tables": 8, "charts": 8, "pairs": 1}
 KEPT = {**EVERYTHING, "scenes": 5, "grounding": 3}      # to end with: most of all what long lists of things need
 TOLD = 0.3                              # the weight of being told where to look, beside that of the answers
-ASKED = 0.3                             # and of being asked what is to be seen
 PAPER_FINE = 3.0 / 54                   # the third stage's rate beside that of the first two, for Tiny
 COURSES = {
     # what ten minutes are enough for
     "short": (
-        Stage(0.70, FEW, PLAIN, sight=ASKED),
-        Stage(1.00, {"scenes": 8, "grounding": 4, "text": 2, "charts": 1}, SMALL, sight=ASKED),
+        Stage(0.65, FEW, PLAIN, frozen=SEEING),
+        Stage(1.00, {"scenes": 8, "grounding": 4, "text": 2, "charts": 1}, SMALL, frozen=SEEING),
     ),
     # the whole toy world, in hours
     "whole": (
@@ -157,8 +155,7 @@ class Lesson(NamedTuple):
 
     batch: Batch
     abilities: list[str]
-    told: Told | None = None        # where to look, if the stage tells
-    asked: Asked | None = None      # what is to be seen, if the stage asks
+    told: Told | None = None      # where to look, if the stage tells
 
 
 def lesson(
@@ -179,10 +176,8 @@ def lesson(
     if stage.packed:
         alone = packed(alone, stage.packed)
     batch = processor.batch([one.batch for one in alone])
-    shown, interviews = zip(*about, strict=True) if about else ((), ())
-    where = looks(processor, shown, interviews, batch) if stage.looking else None
-    asked = ask(processor, shown, batch) if stage.sight else None
-    return Lesson(batch, [name for one in alone for name in one.abilities], where, asked)
+    where = looks(processor, *zip(*about, strict=True), batch) if stage.looking else None
+    return Lesson(batch, [name for one in alone for name in one.abilities], where)
 
 
 def labelled(batch: Batch, abilities: list[str], all_text: bool) -> Lesson:

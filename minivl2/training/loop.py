@@ -32,7 +32,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from tqdm import tqdm
 
 from minivl2.experts import Routing
@@ -50,7 +49,6 @@ SAVE_EVERY = 60         # seconds
 KEPT = 2                # checkpoints: should the newest turn out to be damaged, there is one before it
 PROGRESS = "progress.json"
 OPTIMIZER = "optimizer.state"       # a safetensors file; the ending *.safetensors would make it part of the weights
-HEADS, HEADS_STATE = "sight.", "optimizer of sight."    # in it, what belongs to the heads that ask the eye
 
 
 class TrainingError(RuntimeError):
@@ -109,39 +107,30 @@ class Trainer:
             shard.divide(model, dtype, divided)
             dtype = torch.float32
         self.learner = optimizers.Learner(model, dtype, recipe(model))
-        heads = sight.Heads(model.config, processor)
-        self.heads = optimizers.Learner(heads, dtype, optimizers.fast(heads))       # thrown away in the end
         self.step = 0
 
     def train_step(self, lesson: Lesson) -> dict[str, Any]:
         """One step of both optimisers. Returns what to log. Raises TrainingError if the loss is not a number."""
-        batch, abilities, where, asked = lesson
+        batch, abilities, where = lesson
         stage, rate = self.plan.stage_at(self.step), self.plan.rate_at(self.step)
         self.learner.freeze(stage.frozen)
         # Each process averages over its own answers; weighted by how many those are, the team's mean is that of all.
         # Asked before the work, while all are here: afterwards the faster would wait for the slower once more.
         answers = batch.learned.sum()
         share = answers * team.size() / team.total(answers.clone())
-        with looking.last_layers(self.learner.working) as heard, sight.heard(self.learner.working) as seen:
+        with looking.last_layers(self.learner.working) as heard:
             loss = self.learner.working.loss(batch)
         told = looking.loss(heard, where) if where else torch.zeros(())
-        sees = sight.loss(self.heads.working, self.learner.working, seen, asked) if asked else torch.zeros(())
-        # The eye is asked less as the rate falls: in the end it is the answers that should be right.
-        ((share - 1) * loss.text + loss.total + stage.looking * told + rate * stage.sight * sees).backward()
-        parts = torch.stack((share * loss.text, loss.balance, told, sees)).detach().double()
-        text, balance, told, sees = team.total(parts) / team.size()
+        ((share - 1) * loss.text + loss.total + stage.looking * told).backward()
+        text, balance = team.total(torch.stack((share * loss.text, loss.balance)).detach().double()) / team.size()
         if not (text + balance).isfinite():
             raise TrainingError(f"the loss of step {self.step} (seed {self.plan.seed}) is {text.item()}")
         norm = self.learner.step(rate)
-        if asked:
-            self.heads.step(rate)
-            self.heads.hand_out()
         self._balance(loss.routings, stage.bias_step)
         self.learner.hand_out()
         self.step += 1
         return {
             "step": self.step, "loss": text.item(), "balance": balance.item(), "gradient": norm,
-            "told": round(told.item(), 4), "sight": round(sees.item(), 4),
             "rate": rate, "load": heaviest_load(loss.routings),
             "experts": [[round(n, 3) for n in relative_load(routing)] for routing in loss.routings],
             "abilities": mean_by_name(loss.each.tolist(), abilities),
@@ -166,8 +155,6 @@ class Trainer:
         model, state = self.whole(), self.learner.state()
         if shard.is_divided(self.model):
             state = shard.collect(state)
-        for prefix, tensors in ((HEADS, self.heads.module.state_dict()), (HEADS_STATE, self.heads.state())):
-            state |= {prefix + name: tensor for name, tensor in tensors.items()}
         folder = run / f"step-{self.step:06}"
         if team.rank() > 0 or folder.exists():
             return
@@ -197,17 +184,8 @@ class Trainer:
             raise TrainingError(f"not what was written: {', '.join(damaged)}")
         trainer = cls(*load_owned(folder), plan, divided)
         trainer.step = progress["step"]
-        state = load_file(folder / OPTIMIZER)
-        trainer.heads.load_state(taken(state, HEADS_STATE))
-        trainer.heads.module.load_state_dict(taken(state, HEADS))
-        trainer.heads.hand_out()
-        trainer.learner.load_state(state)
+        trainer.learner.load_state(load_file(folder / OPTIMIZER))
         return trainer
-
-
-def taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Those whose names begin so, without the beginning. They are taken out of `tensors`."""
-    return {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
 
 
 def load_owned(folder: Path | str) -> tuple[DeepSeekVL2, Processor]:
@@ -322,12 +300,12 @@ def measured(plan: Plan, minutes: float, model: DeepSeekVL2, processor: Processo
     """The plan, completed: with the dtype that is faster on this machine, and as many steps as fit the minutes.
 
     What the plan already says (steps not 0, a dtype) stays. Measured on a copy of the model, with a few batches of
-    every stage; the plan depends on the clock only here. Where a model can see already, or learns it on the way, all of
-    the time is for the steps.
+    every stage; the plan depends on the clock only here. A model that is trained further can see already: all of the
+    time is for the steps.
     """
     if plan.steps and plan.dtype:
         return plan
-    seeing = 0 if plan.start or COURSES[plan.course][0].sight else SEEING
+    seeing = 0 if plan.start else SEEING
     seconds = {dtype: _seconds_a_step(dataclasses.replace(plan, steps=1000, dtype=dtype), model, processor, divided)
                for dtype in ([plan.dtype] if plan.dtype else DTYPES)}
     dtype = min(seconds, key=seconds.get)

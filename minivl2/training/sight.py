@@ -15,17 +15,11 @@ the time every visual token is asked directly what it shows:
                sooner, and what the patches know is then easier to keep (two thirds of the letters became four fifths)
 
 The heads for edges, letters and glyphs are thrown away. The embeddings stay.
-
-Answers alone also make the eye forget. After eight hours of them a reader of one layer told three quarters of the letters
-from the toy's patches, fewer than after its first minutes. So while it learns to read, the eye may go on being asked, about
-the very pictures of the questions (`ask`, `heard`): not for words, which the decoder has made its own by then.
 """
 
 import itertools
 import math
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -35,13 +29,11 @@ from torch.nn import functional as F
 from tqdm import trange
 
 from minivl2 import toyworld
-from minivl2.batch import IGNORED, Batch
-from minivl2.config import Config
-from minivl2.model import DeepSeekVL2, without_twins
+from minivl2.batch import IGNORED
+from minivl2.model import DeepSeekVL2
 from minivl2.processor import Processor
 from minivl2.toyworld.grounding import per_mille
 from minivl2.toyworld.lettering import Line
-from minivl2.toyworld.sample import Sample
 from minivl2.toyworld.things import COLOURS, DIAMETER, SHAPES, Scene, Thing
 from minivl2.training import optimizers, team
 
@@ -74,109 +66,41 @@ class Shown(NamedTuple):
     letters: Tensor     # (P', r*r*SLOTS) index into CHARACTERS, or NO_CHARACTER
 
 
-class Heads(nn.Module):
-    """What is asked of patches and visual tokens. Each head is one layer: what it tells, they show plainly."""
-
-    def __init__(self, config: Config, processor: Processor):
-        super().__init__()
-        width, patches = config.language.hidden_size, config.projector.downsample_ratio**2
-        self.head_edges = nn.Linear(width, 4 * (10 + 1))
-        self.head_letters = nn.Linear(width, patches * SLOTS * (len(CHARACTERS) + 1))
-        self.head_glyphs = nn.Linear(config.vision.width, SLOTS * (len(CHARACTERS) + 1))
-        self.head_scale = nn.Parameter(torch.tensor(10.0).log())        # how sharply words are told apart
-        self.names = {name: [id for word in words for id in spellings(processor, word)] for name, words in NAMES.items()}
-
-    def forward(self, seen: Tensor, x: Tensor, words: Tensor, shown: Shown) -> dict[str, Tensor]:
-        """Of M tiles the patches (M, P, W), the visual tokens (M, P', D), and what these show. words (V, D): a vector for
-        each. Losses, one by one."""
-        edges, letters, classes = shown.edges.flatten(0, 1), shown.letters, len(CHARACTERS) + 1
-        said, written = shown.words.flatten(0, 1), shown.written.flatten()
-        match = (self.head_scale.exp() * (x.flatten(0, 1) @ words.T)).float()                       # (M*P', V)
-        found = edges[:, 0] != IGNORED
-        digits, places = self.head_edges(x).flatten(0, 1)[found].float().split([40, 4], dim=-1)
-        asked = {
-            "digits": (digits.reshape(-1, 10), edges[found] // 100),
-            "letters": (self.head_letters(x).float().view(-1, classes), letters),
-            "glyphs": (self.head_glyphs(seen).float().view(-1, classes), by_patch(letters, seen.shape[1])),
-        }
-        return {
-            **{name: choice_loss(match[:, ids], said[:, ids]) for name, ids in self.names.items()},
-            "words": choice_loss(match[written], said[written]),
-            **{name: F.cross_entropy(logits, truth.flatten(), reduction="none") for name, (logits, truth) in asked.items()},
-            "edges": (places - edges[found] / 1000).abs().flatten(),
-        }
-
-
 class Sight(nn.Module):
-    """Vision tower, projector and embeddings, with heads on every patch and visual token."""
+    """Vision tower, projector and embeddings, with a head on every visual token."""
 
     def __init__(self, model: DeepSeekVL2, processor: Processor):
         super().__init__()
         self.vision, self.projector, self.embed = model.vision, model.projector, model.decoder.embed
-        self.heads = Heads(model.config, processor)
+        width, patches = model.config.language.hidden_size, model.config.projector.downsample_ratio**2
+        self.head_edges = nn.Linear(width, 4 * (10 + 1))
+        self.head_letters = nn.Linear(width, patches * SLOTS * (len(CHARACTERS) + 1))
+        self.head_glyphs = nn.Linear(model.config.vision.width, SLOTS * (len(CHARACTERS) + 1))
+        self.head_scale = nn.Parameter(torch.tensor(10.0).log())        # how sharply words are told apart
+        self.names = {name: [spellings(processor, word)[0] for word in words] for name, words in NAMES.items()}
 
     def losses(self, tiles: Tensor, shown: Shown) -> dict[str, Tensor]:
-        """tiles (M, 3, size, size), and what their M * P' tokens show. As `means` returns them."""
+        """tiles (M, 3, size, size), and what their M * P' tokens show. Each loss is a mean over the tokens it is about,
+        of the whole team; to be added up over the team, and divided by its size."""
         seen = self.vision(tiles.to(self.vision.pos_embed.dtype))                                # (M, P, W)
-        return means(self.heads(seen, self.projector(seen), self.embed.weight, shown))
+        x = self.projector(seen).flatten(0, 1)                                                   # (M*P', D)
+        match = (self.head_scale.exp() * (x @ self.embed.weight.T)).float()                         # (M*P', V)
+        digits, places = self.head_edges(x).float().split([40, 4], dim=-1)
+        letters = self.head_letters(x).float().view(-1, len(CHARACTERS) + 1)
+        edges, words, written = shown.edges.flatten(0, 1), shown.words.flatten(0, 1), shown.written.flatten()
+        found = edges[:, 0] != IGNORED
+        losses = {name: choice_loss(match[:, ids], words[:, ids]) for name, ids in self.names.items()}
+        losses["words"] = choice_loss(match[written], words[written])
+        losses["digits"] = F.cross_entropy(digits[found].view(-1, 10), edges[found].flatten() // 100, reduction="none")
+        losses["edges"] = (places[found] - edges[found] / 1000).abs().flatten()
+        losses["letters"] = F.cross_entropy(letters, shown.letters.flatten(), reduction="none")
+        glyphs = self.head_glyphs(seen).float().view(-1, len(CHARACTERS) + 1)
+        losses["glyphs"] = F.cross_entropy(glyphs, by_patch(shown.letters, seen.shape[1]).flatten(), reduction="none")
+        count = team.total(torch.tensor([len(loss) for loss in losses.values()])).clamp(min=1)
+        return {name: loss.sum() * team.size() / n for (name, loss), n in zip(losses.items(), count, strict=True)}
 
     def loss(self, tiles: Tensor, shown: Shown) -> Tensor:
-        return weighed(self.losses(tiles, shown))
-
-
-def means(losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of each kind of loss the mean, over the tokens of the whole team; to be added up over the team, and divided by its
-    size."""
-    count = team.total(torch.tensor([len(loss) for loss in losses.values()])).clamp(min=1)
-    return {name: loss.sum() * team.size() / n for (name, loss), n in zip(losses.items(), count, strict=True)}
-
-
-def weighed(losses: dict[str, Tensor]) -> Tensor:
-    return sum(WEIGHTS[name] * loss for name, loss in losses.items())
-
-
-class Asked(NamedTuple):
-    """What is asked about the pictures of questions."""
-
-    tiles: Tensor       # (n,) of which of the tiles that the vision tower sees
-    shown: Shown        # by each of these
-
-
-def ask(processor: Processor, samples: Sequence[Sample], batch: Batch) -> Asked:
-    """The whole views of things, and the tiles with letters, of all pictures of a batch."""
-    sizes, which, shown = [(w, h) for w, h in batch.grids.tolist()], [], []
-    seen = {tile: i for i, tile in enumerate(without_twins(batch.tiles, sizes)[0])}
-    pictures = [(sample, k) for sample in samples for k in range(len(sample.images))]
-    first = 0
-    for (sample, k), grid in zip(pictures, sizes, strict=True):
-        views = range(min(1, math.prod(grid) - 1), 1 + math.prod(grid)) if sample.written else (0,)
-        for view in views:
-            told = show(processor, sample, k, grid, view)
-            if first + view in seen and (not sample.written or (told.letters != NO_CHARACTER).any()):
-                which.append(seen[first + view])
-                shown.append(told)
-        first += 1 + math.prod(grid)
-    return Asked(torch.tensor(which), Shown(*map(torch.stack, zip(*shown, strict=True))))
-
-
-@contextmanager
-def heard(model: DeepSeekVL2) -> Iterator[dict[str, Tensor]]:
-    """While the block runs, what leaves the vision tower, (M, P, W), and the projector, (M, P', D), is written down."""
-    left: dict[str, Tensor] = {}
-    hooks = [getattr(model, name).register_forward_hook(lambda _, __, out, name=name: left.update({name: out}))
-             for name in ("vision", "projector")]
-    try:
-        yield left
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def loss(heads: Heads, model: DeepSeekVL2, left: dict[str, Tensor], asked: Asked) -> Tensor:
-    """Of a model that answers questions: how badly it sees meanwhile. Words are those it reads and those it says."""
-    seen, x = left["vision"][asked.tiles], left["projector"][asked.tiles]
-    words = (model.decoder.embed.weight + model.decoder.head.weight) / 2
-    return weighed(means(heads(seen, x, words, asked.shown)))
+        return sum(WEIGHTS[name] * loss for name, loss in self.losses(tiles, shown).items())
 
 
 def by_patch(letters: Tensor, patches: int) -> Tensor:
@@ -250,19 +174,14 @@ def draw(processor: Processor, seed: str, progress: float = 1.0) -> tuple[Tensor
         view = next(n for n in range(1, len(views)) if Window(processor, picture.size, grid, n).patch_at(x, y))
     else:
         view = 0 if rng.random() < WHOLE else rng.randrange(1, len(views))
-    return views[view], show(processor, sample, which, grid, view)
-
-
-def show(processor: Processor, sample: Sample, which: int, grid: tuple[int, int], view: int) -> Shown:
-    """What a view shows of one of the sample's pictures."""
-    window = Window(processor, sample.images[which].size, grid, view)
+    window = Window(processor, picture.size, grid, view)
     shown = nothing(window, processor)
     if sample.written:
         show_lines(shown, window, processor, sample.written)
     else:
         scene = sample.facts if isinstance(sample.facts, Scene) else sample.facts[which]
         show_things(shown, window, processor, scene, edges=view == 0)
-    return shown
+    return views[view], shown
 
 
 def nothing(window: Window, processor: Processor) -> Shown:
