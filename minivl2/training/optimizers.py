@@ -75,8 +75,9 @@ def orthogonal(G: Tensor, steps: int = 5) -> Tensor:
     X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         A = X @ X.mT
-        B = torch.baddbmm(A, A, A, beta=b, alpha=c)         # b A + c A A, in one go: matrices this small cost as much to
-        X = torch.baddbmm(X, B, X, beta=a)                  # a X + B X                    add up as to multiply
+        # Added up while they are multiplied: to add matrices this small costs as much as to multiply them.
+        B = torch.baddbmm(A, A, A, beta=b, alpha=c)         # b A + c A A
+        X = torch.baddbmm(X, B, X, beta=a)                  # a X + B X
     return (X.mT if tall else X).reshape(G.shape)
 
 
