@@ -70,7 +70,7 @@ EXERCISES = (
                 "steps. Each "
                 "has its own, over the last two dimensions."),
         Mistake("one step", {"range(steps)": "range(1)"}, "one step is not enough. Repeat it `steps` times."),
-        Mistake("not turned back", {"return X.mT if tall else X": "return X"},
+        Mistake("not turned back", {"(X.mT if tall else X).reshape(G.shape)": "X.view(*G.shape[:-2], *X.shape[-2:])"},
                 "a tall matrix comes back lying down: transpose it again at the end."),
         Mistake("rows made long as one", of_each_row,
                 "each row has length 1 now, but rows may still be alike. It is the singular values that shall be "
@@ -82,8 +82,8 @@ EXERCISES = (
         Mistake("only the norm", {"for _ in range(steps):": "for _ in range(0):"},
                 "the matrix is only divided by its norm. Its small directions are as small as before."),
         Mistake("cubic only", {"a, b, c = 3.4445, -4.7750, 2.0315": "a, b, c = 1.5, -0.5, 0.0"}),
-        Mistake("signs", {"b * A + c * A @ A": "-b * A + c * A @ A"}),
-        Mistake("number by number", {"(b * A + c * A @ A) @ X": "b * X**3 + c * X**5"},
+        Mistake("signs", {"beta=b": "beta=-b"}),
+        Mistake("number by number", {"torch.baddbmm(X, B, X, beta=a)": "a * X + b * X**3 + c * X**5"},
                 "you take powers number by number. The polynomial is of the matrix: X^3 means X X^T X."),
         Mistake("five steps always", {"range(steps)": "range(5)"}),
         Mistake("a guard too large", {"1e-7": "1e-2"}),
