@@ -5,7 +5,7 @@
 # nothing else.*
 #
 # A vision-language model is shown a picture, is asked about it in words, and answers in words. Here is one that you can
-# ask yourself, now: a tiny one, 1.6 million parameters, built like DeepSeek-VL2 and trained from nothing in eight hours
+# ask yourself, now: a tiny one, 1.6 million parameters, built like DeepSeek-VL2 and trained from nothing in nine hours
 # on two cores. We draw something, ask, and then follow one question through it: what becomes of the picture, where the
 # words come in, how an answer comes out. How each part works is left to the other lessons; here you see what there is
 # to build.
@@ -313,7 +313,7 @@ axis.set(xlim=(0, 360), ylim=(0, 1), xticks=range(0, 361, 60),
 # %% [markdown]
 # It looks. And it cuts a circle without borders into words, with narrow seams where it wavers. Most of these colours it
 # has never seen on a thing: its world paints a red thing always with the same red. What to call the others nobody has
-# told it, and not all are called as you would call them: a yellowish green, near 95 degrees, is purple to it.
+# told it, and not all are called as you would call them: in a yellowish green, near 95 degrees, it sees some purple.
 #
 # Now take away what the question is about, or the picture altogether:
 
@@ -335,12 +335,12 @@ for (name, shown), above, below in zip(cases.items(), *axes, strict=True):
 figure.suptitle(question, fontsize=10);
 
 # %% [markdown]
-# Of two stars it names one, red, and is no longer sure: some is left for blue, and for what lies between, purple. Where
-# there is no star, it names a colour nevertheless. When a colour was asked for in its training, the thing was always there: it has never met "there is
+# Of two stars it names one, red, and is hardly less sure: one in a hundred is left, for blue and for what lies between,
+# purple. Where there is no star, it names a colour nevertheless. When a colour was asked for in its training, the thing was always there: it has never met "there is
 # none" as an answer to this question, and a colour is what would be said. **That is all it knows: what would be said.**
 # Large models do the same, more eloquently, and then it is called hallucination. Of the empty picture it
-# has nothing to say: `1`, `no` and `blue` are the likeliest, and none of them likelier than one in five. It has never been
-# shown a picture with nothing in it. With no picture, it says that the answer is over before it began: `(end)`.
+# has nothing to say: most likely that the answer is over before it began, `(end)`, or else `1`. It has never been shown a
+# picture with nothing in it. And with no picture, it says `(end)`.
 #
 # What is a blind guess worth? It depends on the question. With eight colours one guess in eight is right; with yes and
 # no, one in two. So a score says something only beside that of a guess, and in these lessons you will see both.
@@ -454,9 +454,9 @@ for text in ("how many things are there?", "what does the picture show?"):
     print(f"{text:<30}{ask(text, dusk)}")
 
 # %% [markdown]
-# The age it finds, in its row and its column; for the tax it says the number above, and for the highest cost the row of the
-# lowest. Of seven things it says six, the most it ever had to count. And the evening it describes as it describes
-# everything, in things of its world, of which none is there. It does not know that it does not know.
+# The age and the tax it finds, in their row and their column; for the highest cost it says the row of the lowest. Of seven
+# things it says six, the most it ever had to count. And the evening it describes as it describes everything, in things of
+# its world, of which none is there. It does not know that it does not know.
 #
 # How good it is at all that it was taught, a file says that lies beside the model: on pictures it had never seen, a
 # hundred questions of each kind (of *largest*, ninety). The score is green; the thin bar is a blind guess.
@@ -475,7 +475,7 @@ axis.legend(frameon=False, loc="lower right");
 # %% [markdown]
 # At the top stands what can be seen at a glance, then what must be read; at the bottom what must be found and read several
 # times over, the largest of a column or all values of a chart, or told without leaving anything out. It was still learning
-# when its eight hours were over. And it is small: the published models have 2,000 to 17,000 times as many parameters, and have seen photographs,
+# when its nine hours were over. And it is small: the published models have 2,000 to 17,000 times as many parameters, and have seen photographs,
 # pages and charts in great numbers. But what they do with a picture and a question is what you have just seen.
 #
 # ## What you will build
@@ -491,7 +491,7 @@ axis.legend(frameon=False, loc="lower right");
 # | with a small memory | keys and values from one short vector | [5. Latent attention](05_latent_attention.ipynb) |
 # | each token worked on | many small networks, of which a gate chooses | [6. Experts](06_experts.ipynb) |
 # | all of it together | conversations, padding, pictures among words, the loss | [7. The whole model](07_the_whole_model.ipynb) |
-# | eight hours on two cores | three stages, optimisers, scores beside a guess | [8. Training](08_training.ipynb) |
+# | nine hours on two cores | three stages, optimisers, scores beside a guess | [8. Training](08_training.ipynb) |
 # | token after token | the loop, drawing instead of taking the likeliest, many at once | [9. Answering](09_answering.ipynb) |
 # | boxes | boxes as text, and back | [10. Pointing](10_pointing.ipynb) |
 # | models thousands of times as large | the published weights, and how to find a mistake | [11. The real weights](11_the_real_weights.ipynb) |
