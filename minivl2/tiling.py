@@ -72,7 +72,7 @@ def cut(image: Image.Image, grid: Size, tile: int, mean: Sequence[float], std: S
     w, h = grid
     grey = tuple(int(255 * m) for m in mean)        # 0.5 -> 127, not 127.5: the published processor truncates
     whole = normalised(fit(image, (tile, tile), grey), mean, std)
-    local = whole if grid == (1, 1) else normalised(fit(image, (w * tile, h * tile), grey), mean, std)
+    local = normalised(fit(image, (w * tile, h * tile), grey), mean, std)
     return torch.cat((whole[None], split(local, grid)))
 
 
