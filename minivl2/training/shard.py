@@ -125,8 +125,16 @@ def is_divided(thing: nn.Module | Tensor) -> bool:
 
 
 def whole(divided: Tensor) -> Tensor:
-    """Gathered from everybody's parts. All must ask for it."""
-    return divided.full_tensor() if is_divided(divided) else divided
+    """Gathered from everybody's parts. All must ask for it.
+
+    By a plain message: torch's own full_tensor() waits by an operator that has crashed here, between CPUs, now and then."""
+    if not is_divided(divided):
+        return divided
+    dim = divided.placements[0].dim
+    rows, part = divided.shape[dim], divided.to_local().movedim(dim, 0)
+    missing = -(-rows // team.size()) - len(part)       # the last processes may have fewer; a message is as long for all
+    everybody = team.everybodys(torch.cat((part, part.new_zeros(missing, *part.shape[1:]))))
+    return everybody.flatten(0, 1)[:rows].movedim(0, dim).contiguous()
 
 
 def part_of(whole: Tensor, like: Tensor) -> Tensor:

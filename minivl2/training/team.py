@@ -53,6 +53,13 @@ def average(tensors: Sequence[Tensor]) -> None:
         t.copy_(mean.view_as(t))
 
 
+def everybodys(tensor: Tensor) -> Tensor:
+    """(N, ...) what each has, in order: tensors of one shape."""
+    everybody = [torch.empty_like(tensor) for _ in range(size())]
+    dist.all_gather(everybody, tensor)
+    return torch.stack(everybody)
+
+
 def divided(work: Callable[[Tensor], Tensor], stacks: Sequence[Tensor]) -> list[Tensor]:
     """work(stack) of each, of which every process does its part: for work that takes rows one by one, and gives as many
     back, of the same shape. Everybody has all stacks, and gets all answers."""
@@ -63,9 +70,7 @@ def divided(work: Callable[[Tensor], Tensor], stacks: Sequence[Tensor]) -> list[
         own = stack[rank() * part : (rank() + 1) * part]
         answers.append(torch.cat((work(own), own.new_zeros(part - len(own), *own.shape[1:]))))
     joined = torch.cat([answer.flatten() for answer in answers])
-    everybody = [torch.empty_like(joined) for _ in range(size())]
-    dist.all_gather(everybody, joined)
-    all_answers = torch.stack(everybody).split([answer.numel() for answer in answers], dim=1)
+    all_answers = everybodys(joined).split([answer.numel() for answer in answers], dim=1)
     return [theirs.reshape(-1, *stack.shape[1:])[: len(stack)] for theirs, stack in zip(all_answers, stacks, strict=True)]
 
 
