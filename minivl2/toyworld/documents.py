@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from .canvas import picture_size
 from .lettering import WORDS, code, number, sheet
-from .sample import Question, Sample, letters
+from .sample import Question, Sample, Seen, letters
 
 GRIDS = ((2, 1), (2, 2), (3, 1), (3, 2), (2, 3))
 TITLES = ("bill", "ticket", "order", "letter", "list", "pass", "note", "menu")
@@ -54,11 +54,13 @@ def questions(rng, document, title, lines):
     phrase = rng.choice(("what is the title?", "read the title.", "what kind of paper is this?"))
     asked = [Question("title", phrase, document.title, 1 / len(TITLES), letters(title))]
     values = [value for _, value in document.fields]
-    for (label, value), (before, after) in zip(document.fields, lines, strict=True):
+    for (label, value), (_, after) in zip(document.fields, lines, strict=True):
         phrase = rng.choice(("what is the {}?", "read the field {}.", "{}?"))
         asked.append(Question("field", phrase.format(label), value, seen=letters(after)))
         if values.count(value) == 1:
             phrase = rng.choice(("which field says {}?", "what is {}?"))
-            asked.append(Question("label", phrase.format(value), label, 1 / len(FIELDS), letters(before, label)))
+            # The decoder comes to the label before it comes to the value; only the value can know them both.
+            seen = (Seen(label, letters(after)[0].box),)
+            asked.append(Question("label", phrase.format(value), label, 1 / len(FIELDS), seen))
     rng.shuffle(asked)
     return asked

@@ -6,7 +6,7 @@ from PIL import ImageDraw
 
 from .canvas import picture_size
 from .lettering import WORDS, number, sheet
-from .sample import Question, Sample, letters
+from .sample import Question, Sample, Seen, letters
 
 GRIDS = ((2, 1), (2, 2), (3, 1), (3, 2), (2, 3))
 COLUMNS = ("age", "cost", "size", "sold", "tax", "rank")
@@ -65,7 +65,8 @@ def questions(rng, table, written):
         if values.count(max(values)) == 1:
             phrase = rng.choice(("which has the largest {}?", "what has the highest {}?", "largest {}?"))
             best = values.index(max(values))
-            seen = letters(written[1 + best, 0])
+            # The decoder comes to the row's name before it comes to the value; only the value can know them both.
+            seen = (Seen(table.rows[best], letters(written[1 + best, i])[0].box),)
             asked.append(Question("table largest", phrase.format(column), table.rows[best], 1 / len(ROWS), seen))
     if len(table.columns) > 1:  # or there would be nothing in a row that "table" does not ask for
         for k, (row, line) in enumerate(zip(table.rows, table.cells, strict=True), 1):

@@ -47,7 +47,7 @@ def questions(rng, page):
     phrases = ["what does it say?", "read the text.", "what is written here?"]
     if len(texts) == 1 and texts[0].isdigit():
         phrases = ["what number is written?", "which number is this?", "read the number."]
-    asked = [Question("read", rng.choice(phrases), " ".join(texts), seen=sum(map(letters, page.lines), ()))]
+    asked = [Question("read", rng.choice(phrases), "\n".join(texts), seen=sum(map(letters, page.lines), ()))]
     for ordinal, line in zip(ORDINALS, page.lines, strict=False):
         if len(texts) > 1:
             phrase = rng.choice(("what does the {} line say?", "read the {} line.", "{} line?"))

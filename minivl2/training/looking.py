@@ -9,7 +9,8 @@ for fifty thousand steps. Told where to look, it learns the first for its own sa
 The world knows what a question names (`mentions`), what belongs with what (`Line.left`, `Line.above`), and where each
 answer is to be seen (`Question.seen`):
 
-    last layer but two    the last token of a name, "cost" or "red circle", looks at the visual tokens that show it
+    last layer but two    the last token of a name in a question, "cost" or "red circle", looks at the visual tokens that
+                          show it; so does every token of an answer, to know what has been said
     last but one          a visual token that shows a cell of a table looks at the name of its row; and at that of its column
     last layer            a token of an answer looks at the visual tokens that show this piece of it
 
@@ -55,18 +56,20 @@ class Told(NamedTuple):
     """What is told, in the order of HEADS."""
 
     names: Looks
+    said: Looks
     left: Looks
     above: Looks
     answers: Looks
 
 
-LAYERS = 3                                      # the last, that are told
-HEADS = (-3, 0), (-2, 1), (-2, 0), (-1, 0)      # layer, head: who finds what is named, looks left, up, finds the answer
+LAYERS = 3                                              # the last, that are told
+# layer, head: who finds what a question names and what an answer has said, looks left, looks up, finds what comes next
+HEADS = (-3, 0), (-3, 0), (-2, 1), (-2, 0), (-1, 0)
 
 
 def looks(processor: Processor, samples: Sequence[Sample], asked: Sequence[Sequence[Question]], batch: Batch) -> Told:
     """Of every conversation its sample, and the questions asked in it."""
-    names, left, above, answers = [], [], [], []
+    names, said, left, above, answers = [], [], [], [], []
     length = batch.input_ids.shape[1]
     for row, (sample, questions) in enumerate(zip(samples, asked, strict=True)):
         view = View(processor, sample)
@@ -78,8 +81,10 @@ def looks(processor: Processor, samples: Sequence[Sample], asked: Sequence[Seque
         names += [(row, token, visual[shown]) for token, shown in named(processor, view, sample, questions, length)]
         predicting = batch.learned[row].nonzero().flatten().tolist()
         shown = [tokens for question in questions for tokens in where(processor, view, question)]
-        answers += [(row, token, visual[tokens]) for token, tokens in zip(predicting, shown, strict=True)]
-    return Told(*(gathered(told, batch) for told in (names, left, above, answers)))
+        for token, tokens in zip(predicting, shown, strict=True):
+            answers.append((row, token, visual[tokens]))
+            said.append((row, token + 1, visual[tokens]))
+    return Told(*(gathered(told, batch) for told in (names, said, left, above, answers)))
 
 
 def gathered(looks: list[tuple[int, int, Tensor]], batch: Batch) -> Looks:
