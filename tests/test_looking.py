@@ -93,6 +93,20 @@ def test_what_is_asked_for_again_is_shown_again(processor, seed, which, rng):
 
 
 @pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(("kind", "ability"), [("documents", "label"), ("tables", "table largest")])
+def test_a_name_is_looked_for_at_its_value(seed, kind, ability):
+    """The name stands before the value, where a decoder does not know the value yet; the value is told to look left."""
+    sample = toyworld.draw(seed, kind, (2, 2))
+    values = {line.middles[0] * 2: line for line in sample.written if line.left}
+    for question in sample.questions:
+        if question.ability == ability:
+            ((piece, box),) = question.seen
+            assert piece == question.answer == values[box].left.text.removesuffix(":")
+            column = [line for line in values.values() if line.above and line.above == values[box].above]
+            assert all(int(line.text) <= int(values[box].text) for line in column)      # empty in a document
+
+
+@pytest.mark.parametrize("seed", range(20))
 def test_a_cell_belongs_to_its_row_and_its_column(seed):
     sample = toyworld.draw(seed, "tables", (2, 2))
     cells = [line for line in sample.written if line.left]
@@ -232,13 +246,14 @@ def test_what_belongs_to_something_looks_at_what_of_it_came_before(processor, se
 def test_looks_ask_the_token_before_and_show_visual_tokens_only(processor, kind):
     stage = Stage(1.0, {kind: 1}, tuple(toyworld.GRIDS[kind]), looking=1.0)
     lesson = curriculum.lesson(processor, 0, 0, stage, 4)
-    batch, (names, left, above, answers) = lesson.batch, lesson.told
+    batch, (names, said, left, above, answers) = lesson.batch, lesson.told
     for looks in lesson.told:
         assert (looks.shows.sum(1) > 0).all()
         assert not (looks.shows & ~batch.image_mask[looks.rows]).any()
         last = (looks.shows * torch.arange(looks.shows.shape[1])).amax(1) if len(looks.rows) else looks.queries
         assert (last <= looks.queries).all()                        # nobody is told to look at what is still to come
     assert batch.learned[answers.rows, answers.queries].all()
+    assert torch.equal(said.queries, answers.queries + 1) and torch.equal(said.shows, answers.shows)
     assert all(batch.image_mask[ties.rows, ties.queries].all() for ties in (left, above))
     assert (len(answers.rows) > 0) == (kind not in ("pairs", "grounding"))
     assert not batch.image_mask[names.rows, names.queries].any()
@@ -295,9 +310,9 @@ def test_the_loss_is_that_of_one_head_each(trainer, monkeypatch):
     with looking.last_layers(trainer.model) as given:
         trainer.model.loss(lesson.batch)
     wanted = 0.0
-    (first, before, last), (names, left, above, answers) = calls[-3:], lesson.told
+    (first, before, last), (names, said, left, above, answers) = calls[-3:], lesson.told
     for (q, k, seen, scale), head, looks in (
-            (first, 0, names), (before, 1, left), (before, 0, above), (last, 0, answers)):
+            (first, 0, names), (first, 0, said), (before, 1, left), (before, 0, above), (last, 0, answers)):
         each = []
         for row, query, shows in zip(looks.rows.tolist(), looks.queries.tolist(), looks.shows, strict=True):
             scores = [math.exp(q[row, head, query].dot(k[row, head, s]) * scale) if seen[row, 0, query, s] else 0.0

@@ -138,7 +138,7 @@ def pairs_answer(question, scenes):
 def text_answer(question, page):
     lines = [line.text for line in sorted(page.lines, key=lambda line: line.box[1])]
     if question.ability == "read":
-        return " ".join(lines)
+        return "\n".join(lines)
     (which,) = (i for i, ordinal in enumerate(ORDINALS) if ordinal in question.text)
     return lines[which]
 

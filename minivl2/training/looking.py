@@ -69,7 +69,7 @@ HEADS = (-3, 0), (-3, 0), (-2, 1), (-2, 0), (-1, 0)
 
 def looks(processor: Processor, samples: Sequence[Sample], asked: Sequence[Sequence[Question]], batch: Batch) -> Told:
     """Of every conversation its sample, and the questions asked in it."""
-    names, said, left, above, answers = [], [], [], [], []
+    names, left, above, answers = [], [], [], []
     length = batch.input_ids.shape[1]
     for row, (sample, questions) in enumerate(zip(samples, asked, strict=True)):
         view = View(processor, sample)
@@ -81,10 +81,10 @@ def looks(processor: Processor, samples: Sequence[Sample], asked: Sequence[Seque
         names += [(row, token, visual[shown]) for token, shown in named(processor, view, sample, questions, length)]
         predicting = batch.learned[row].nonzero().flatten().tolist()
         shown = [tokens for question in questions for tokens in where(processor, view, question)]
-        for token, tokens in zip(predicting, shown, strict=True):
-            answers.append((row, token, visual[tokens]))
-            said.append((row, token + 1, visual[tokens]))
-    return Told(*(gathered(told, batch) for told in (names, said, left, above, answers)))
+        answers += [(row, token, visual[tokens]) for token, tokens in zip(predicting, shown, strict=True)]
+    names, left, above, answers = (gathered(told, batch) for told in (names, left, above, answers))
+    said = answers._replace(queries=answers.queries + 1)        # what a token was to find, the next one is
+    return Told(names, said, left, above, answers)
 
 
 def gathered(looks: list[tuple[int, int, Tensor]], batch: Batch) -> Looks:
