@@ -70,8 +70,12 @@ class Plan:
 
     def see(self, model: DeepSeekVL2, processor: Processor, steps: int, show: bool = True) -> None:
         """Teach the model to see, before the steps."""
-        learn = contrast.learn if self.course == "paper" else sight.learn
-        learn(model, processor, self.seed, steps, self.dtype, show)
+        if self.course == "paper":
+            contrast.learn(model, processor, self.seed, steps, self.dtype, show)
+        else:
+            read = any(kind in sight.WRITTEN for stage in COURSES[self.course] for kind in stage.kinds)
+            lessons = sight.LESSONS if read else sight.NO_LETTERS
+            sight.learn(model, processor, self.seed, steps, self.dtype, show, lessons)
 
     def stage_at(self, step: int) -> Stage:
         return stage_at(step / self.steps, COURSES[self.course])

@@ -42,10 +42,13 @@ RATE = 1e-2             # of Muon: eyes learn well at a rate that is too high fo
 # How often, relative to each other, until this fraction of the steps. Letters alone first: they are the harder, and
 # mixed in from the start are learned half as well in the same time. Things come quickly to an eye that can read.
 WRITTEN = {"page": 8, "text": 1, "documents": 1, "tables": 1, "charts": 1}
-LESSONS = (
+THINGS = {"crowd": 10, "scenes": 3, "pairs": 2}
+Lessons = tuple[tuple[float, dict[str, int]], ...]
+LESSONS: Lessons = (
     (0.3, WRITTEN),
-    (1.0, {"crowd": 10, "scenes": 3, "pairs": 2, **WRITTEN}),
+    (1.0, {**THINGS, **WRITTEN}),
 )
+NO_LETTERS: Lessons = ((1.0, THINGS),)       # for an eye that will only be asked about things
 WHOLE = 0.7             # of the pictures with things are seen whole, the others as one of their tiles
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz:"
 NO_CHARACTER = len(CHARACTERS)
@@ -158,10 +161,10 @@ class Window:
         return parts
 
 
-def draw(processor: Processor, seed: str, progress: float = 1.0) -> tuple[Tensor, Shown]:
+def draw(processor: Processor, seed: str, progress: float = 1.0, lessons: Lessons = LESSONS) -> tuple[Tensor, Shown]:
     """A tile, (3, size, size), and what it shows."""
     rng = random.Random(f"sight {seed}")
-    kinds = next((kinds for until, kinds in LESSONS if progress < until), LESSONS[-1][1])
+    kinds = next((kinds for until, kinds in lessons if progress < until), lessons[-1][1])
     kind, = rng.choices(list(kinds), kinds.values())
     sample = toyworld.draw(f"sight {seed}", kind)
     which = rng.randrange(len(sample.images))
@@ -238,15 +241,18 @@ def spellings(processor: Processor, word: str) -> list[int]:
     return [spans(processor, before + word)[0][0] for before in (" ", "")]
 
 
-def batch(processor: Processor, seed: int, step: int, progress: float = 1.0) -> tuple[Tensor, Shown]:
+def batch(
+    processor: Processor, seed: int, step: int, progress: float = 1.0, lessons: Lessons = LESSONS
+) -> tuple[Tensor, Shown]:
     """This process's part of the batch of this step."""
-    drawn = [draw(processor, f"{seed} {step} {i}", progress) for i in range(team.rank(), BATCH, team.size())]
+    drawn = [draw(processor, f"{seed} {step} {i}", progress, lessons) for i in range(team.rank(), BATCH, team.size())]
     tiles, shown = zip(*drawn, strict=True)
     return torch.stack(tiles), Shown(*map(torch.stack, zip(*shown, strict=True)))
 
 
 def learn(
-    model: DeepSeekVL2, processor: Processor, seed: int, steps: int, dtype: str = "float32", show: bool = True
+    model: DeepSeekVL2, processor: Processor, seed: int, steps: int, dtype: str = "float32", show: bool = True,
+    lessons: Lessons = LESSONS,
 ) -> float:
     """Train the vision tower, the projector and the embeddings, in place. Returns the last loss.
 
@@ -257,7 +263,7 @@ def learn(
     learner = optimizers.Learner(whole, getattr(torch, dtype), optimizers.fast(whole, RATE))
     value = math.nan
     for step in (bar := trange(steps, desc="learning to see", disable=team.rank() > 0 or not show)):
-        loss = learner.working.loss(*batch(processor, seed, step, step / steps))
+        loss = learner.working.loss(*batch(processor, seed, step, step / steps, lessons))
         loss.backward()
         learner.step(optimizers.rate(step / steps))
         learner.hand_out()
