@@ -168,6 +168,7 @@ def test_what_lists_everything_is_asked_for_alone(kind):
     samples = [toyworld.draw(i, kind, (2, 1)) for i in range(200)]
     samples = [sample for sample in samples if any(question.ability in curriculum.LISTS for question in sample.questions)]
     for sample in samples:
+        assert not {question.ability for question in curriculum.interview(processor, sample, rng, 0)} & {*curriculum.LISTS}
         asked = curriculum.interview(processor, sample, rng)
         lists = [question.ability in curriculum.LISTS for question in asked]
         assert asked and any(lists) == all(lists)

@@ -34,6 +34,7 @@ class Stage:
     kinds: dict[str, float]         # how often, relative to each other
     grids: tuple[Grid, ...]
     things: int = 6                 # at most so many in a scene
+    lists: float = 1 / 3            # how often what lists everything is asked for, and nothing else, where it can be
     frozen: tuple[str, ...] = ()    # parts of the model that do not learn meanwhile
     looking: float = 0.0            # the weight of the loss that tells where to look (looking.py)
     rate: Callable[[float], float] | None = None    # of the full rate, over the stage; None: optimizers.rate over all
@@ -55,11 +56,10 @@ KEPT = {"scenes": 4, "grounding": 3, "text": 3, "documents": 3, "tables": 4, "ch
 TOLD = 0.3                              # the weight of being told where to look, beside that of the answers
 PAPER_FINE = 3.0 / 54                   # the third stage's rate beside that of the first two, for Tiny
 COURSES = {
-    # what ten minutes are enough for: things, at first one in a picture, so that nothing need be told from another
+    # what ten minutes are enough for: things
     "short": (
-        Stage(0.15, {"scenes": 1, "grounding": 2}, PLAIN, things=1, frozen=SEEING),
-        Stage(0.70, FEW, PLAIN, frozen=SEEING),
-        Stage(1.00, FEW, SMALL, frozen=SEEING),
+        Stage(0.70, FEW, PLAIN, lists=0.0, frozen=SEEING),
+        Stage(1.00, FEW, SMALL, lists=0.0, frozen=SEEING),
     ),
     # the whole toy world, in hours
     "whole": (
@@ -137,16 +137,18 @@ def picture(seed: str, kind: str, grid: Grid, things: int) -> toyworld.Sample:
             return sample
 
 
-def interview(processor: Processor, sample: toyworld.Sample, rng: random.Random) -> list[toyworld.Question]:
+def interview(
+    processor: Processor, sample: toyworld.Sample, rng: random.Random, lists: float = Stage.lists
+) -> list[toyworld.Question]:
     """As many questions about one picture as there is room for, in random order, but none after another that gives its
     answer away: what follows from values is asked before the values, and of two abilities that tell each other's answers
-    only one is asked about. What lists everything is asked for in a third of the conversations, and nothing else in those.
+    only one is asked about. What lists everything is asked for in some of the conversations, and nothing else in those.
     Or it would be answered from the text: when lists came last, the toy read the whole chart out from what had been said
     of it, five times as surely as from the chart."""
     abilities = {question.ability for question in sample.questions}
     left_out = {rng.choice(rivals) for rivals in RIVALS if abilities.issuperset(rivals)}
-    if lists := abilities.intersection(LISTS):
-        left_out |= rng.choice((lists, lists, abilities - lists))
+    everything = abilities.intersection(LISTS)
+    left_out |= abilities - everything if everything and rng.random() < lists else everything
     asked, room = [], max(ROOM, len(sample.images) * count(sample.grid, processor.config.side))
     for question in rng.sample(sample.questions, len(sample.questions)):
         size = len(spans(processor, question.text)) + len(spans(processor, question.answer)) + TURN
@@ -174,7 +176,7 @@ def lesson(
         if stage.told and rng.random() < stage.told:
             talk, abilities, images = in_words(toyworld.draw(f"told {seed} {step} {i}", "scenes"), rng)
         else:
-            asked = interview(processor, sample, rng)
+            asked = interview(processor, sample, rng, stage.lists)
             talk, abilities = toyworld.messages(asked, len(sample.images)), [question.ability for question in asked]
             about.append((sample, asked))
             images = sample.images
