@@ -313,7 +313,7 @@ axis.set(xlim=(0, 360), ylim=(0, 1), xticks=range(0, 361, 60),
 # %% [markdown]
 # It looks. And it cuts a circle without borders into words, with narrow seams where it wavers. Most of these colours it
 # has never seen on a thing: its world paints a red thing always with the same red. What to call the others nobody has
-# told it, and not all are called as you would call them: in a yellowish green, near 95 degrees, it sees some purple.
+# told it, and not all are called as you would call them: in a yellowish green, near 92 degrees, it sees some purple.
 #
 # Now take away what the question is about, or the picture altogether:
 
@@ -335,12 +335,12 @@ for (name, shown), above, below in zip(cases.items(), *axes, strict=True):
 figure.suptitle(question, fontsize=10);
 
 # %% [markdown]
-# Of two stars it names one, red, and is hardly less sure: one in a hundred is left, for blue and for what lies between,
-# purple. Where there is no star, it names a colour nevertheless. When a colour was asked for in its training, the thing was always there: it has never met "there is
-# none" as an answer to this question, and a colour is what would be said. **That is all it knows: what would be said.**
-# Large models do the same, more eloquently, and then it is called hallucination. Of the empty picture it
-# has nothing to say: most likely that the answer is over before it began, `(end)`, or else `1`. It has never been shown a
-# picture with nothing in it. And with no picture, it says `(end)`.
+# Of two stars it names one, red, and is no less sure. Where there is no star, it names a colour nevertheless. When a colour
+# was asked for in its training, the thing was always there: it has never met "there is none" as an answer to this question,
+# and a colour is what would be said. **That is all it knows: what would be said.** Large models do the same, more
+# eloquently, and then it is called hallucination. Before the empty picture it is at a loss, and leans to what it says where
+# something is missing: `no`, `none`, `0`, or the `n` that such a word begins with. It has never been shown a picture with
+# nothing in it. And with no picture, it says nothing at all: `(end)`.
 #
 # What is a blind guess worth? It depends on the question. With eight colours one guess in eight is right; with yes and
 # no, one in two. So a score says something only beside that of a guess, and in these lessons you will see both.
@@ -427,7 +427,7 @@ figure.colorbar(shade, ax=axes[:, 4], label="probability of the answer");
 #
 # ## What it cannot do
 #
-# Three pictures that are too much for it. A table: it has been shown many, and still gets one cell in three wrong. A picture
+# Three pictures that are too much for it. A table: it has been shown many, and still gets one cell in four wrong. A picture
 # with seven things: in its world there were never more than six. And an evening, the nearest to a photograph that a few
 # lines draw: of photographs it knows nothing at all.
 

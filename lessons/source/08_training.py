@@ -459,8 +459,7 @@ for axis, one in zip(axes, wanted, strict=False):
     axis.set(xticks=[], yticks=[])
 
 # %% [markdown]
-# It is as good as blind. Whether a thing is there, it does not know; colours and shapes lie near the guess, and size may
-# have begun. (Near is a matter of luck, too: of a hundred questions with 12 % right by chance, one set has 6 and another
+# It is as good as blind. Whether a thing is there, it does not know; colours, shapes and sizes lie near the guess. (Near is a matter of luck, too: of a hundred questions with 12 % right by chance, one set has 6 and another
 # 18. And your numbers may differ from these: two machines need not round alike, and a training amplifies it.) "Count the
 # things" is always right, because here the answer is always 1: the guess in that row is one for pictures of the usual
 # kind, and does not hold for ours. Know what the guess is a guess *of*.
