@@ -179,13 +179,15 @@ def test_what_lists_everything_is_asked_for_alone(kind):
 @pytest.mark.parametrize("kind", ["tables", "charts", "documents", "text"])
 def test_no_question_comes_after_one_that_tells_its_answer(kind):
     rng, processor = random.Random(0), make().processor
-    met = set()
+    met, first = set(), set()
     for i in range(50):
         asked = [question.ability for question in curriculum.interview(processor, toyworld.draw(i, kind), rng)]
         from_values = [ability in curriculum.DERIVED for ability in asked]
         assert from_values == sorted(from_values, reverse=True)
         assert asked and not any(set(asked).issuperset(rivals) for rivals in curriculum.RIVALS)
         met.update(asked)
+        first.add(asked[0])
+    assert first == met                 # and each is asked with nothing told, as one who asks a single question does
     assert met == {question.ability for i in range(50) for question in toyworld.draw(i, kind).questions}
 
 
