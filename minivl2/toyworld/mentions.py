@@ -12,7 +12,8 @@ WORD = re.compile(r"\w+")
 def mentions(text, sample):
     """(character after the name, boxes of what it names), name after name. A letter's box is one of no size.
 
-    Nothing of what is not in the picture, and nothing where a sample has several pictures.
+    No boxes for a thing that is not there; of words only those that stand in the picture, and nothing where a sample has
+    several pictures.
     """
     return things(text, sample.facts) if isinstance(sample.facts, Scene) else words(text, sample.written)
 
@@ -22,7 +23,7 @@ def things(text, scene):
     for name in KIND.finditer(text):
         kind = Kind(**name.groupdict())
         boxes = [thing.box for thing in scene.fitting(kind)]
-        if boxes and kind != Kind():        # "the things" names nothing in particular
+        if kind != Kind():        # "the things" names nothing in particular
             found.append((name.end(), boxes))
     return found
 

@@ -58,8 +58,8 @@ PAPER_FINE = 3.0 / 54                   # the third stage's rate beside that of 
 COURSES = {
     # what ten minutes are enough for: things
     "short": (
-        Stage(0.70, FEW, PLAIN, lists=0.0, frozen=SEEING),
-        Stage(1.00, FEW, SMALL, lists=0.0, frozen=SEEING),
+        Stage(0.60, FEW, PLAIN, lists=0.0, frozen=SEEING, looking=TOLD),
+        Stage(1.00, FEW, SMALL, lists=0.0, looking=TOLD),
     ),
     # the whole toy world, in hours
     "whole": (

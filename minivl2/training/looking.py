@@ -10,7 +10,8 @@ The world knows what a question names (`mentions`), what belongs with what (`Lin
 answer is to be seen (`Question.seen`):
 
     last layer but two    the last token of a name in a question, "cost" or "red circle", looks at the visual tokens that
-                          show it; so does every token of an answer, to know what has been said
+                          show it, or at itself if nothing does, or the strongest of no matches would look like a match;
+                          and every token of an answer at what shows that, to know what has been said
     last but one          a visual token that shows a cell of a table looks at the name of its row; and at that of its column
     last layer            a token of an answer looks at the visual tokens that show this piece of it
 
@@ -78,7 +79,8 @@ def looks(processor: Processor, samples: Sequence[Sample], asked: Sequence[Seque
         for told, side in (left, "left"), (above, "above"):
             pairs = [(line, other) for line in sample.written if (other := getattr(line, side))]
             told += [(row, int(visual[token]), visual[shown]) for token, shown in tied(written, pairs)]
-        names += [(row, token, visual[shown]) for token, shown in named(processor, view, sample, questions, length)]
+        names += [(row, token, visual[shown] if shown.any() else torch.tensor([token]))
+                  for token, shown in named(processor, view, sample, questions, length)]
         predicting = batch.learned[row].nonzero().flatten().tolist()
         shown = [tokens for question in questions for tokens in where(processor, view, question)]
         answers += [(row, token, visual[tokens]) for token, tokens in zip(predicting, shown, strict=True)]
