@@ -520,6 +520,12 @@ for axis, question in zip(axes, questions, strict=True):
                       f"{question.text} {seen.text}")
 
 # %% [markdown]
+# And what of "is there a white star?" when there is none? Attention must fall *somewhere*: softmax makes the strongest of no
+# matches look like a match. After 1,100 steps a toy that was told nothing knew colours and what is where, and of yes or no no
+# more than the blind, 0.35; told only about what is there, another had come no further. So a name that nothing fits
+# is told to look at itself. 500 steps later that loss was 0.11, and 93 of 100 such answers were right. `make train` does so
+# from its first step.
+#
 # And a curve that falls far was read wrongly by the makers of this toy, for nine runs. What lists everything, all values of a chart
 # or all things in a picture, gives the other answers away, so it was asked for last. But by then the others had given *it*
 # away. Within such a conversation a token of "U 50, K 26, C 85" cost 0.04 nats, and seemed learned; asked for alone, 0.20.
