@@ -56,6 +56,11 @@ def divide(model: DeepSeekVL2, dtype: torch.dtype, way: str) -> None:
     for part in (*model.vision.blocks, *layers, model):         # the last: all that is in none of the others
         fully_shard(part, mesh=mesh, mp_policy=policy, ignored_params=settled)
     register_fsdp_forward_method(model, "loss")
+    # FSDP gets ready at its first forward pass, and gradients of what is frozen then would stay in dtype once it learns, and
+    # be refused. So it gets ready now, while everything learns, by a pass that computes nothing and comes to no end.
+    register_fsdp_forward_method(model, "extra_repr")
+    model.extra_repr()
+    model.reset_iter_state()
     # An expert that is visited in one process only: the others have to bring a gradient of zero, or all wait for ever.
     model.set_reduce_scatter_unused_params(True)
 
