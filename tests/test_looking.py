@@ -58,9 +58,9 @@ def test_what_is_read_is_seen_letter_by_letter(seed, which):
     sample = toyworld.draw(seed, *which)
     middles = {middle: letter for line in sample.written for middle, letter in zip(line.middles, line.text, strict=True)}
     for question in sample.questions:
-        pieces = "".join(piece for piece, _ in question.seen)
+        pieces = "".join(piece for piece, *_ in question.seen)
         assert pieces.replace(", ", "") == "".join(question.answer.replace(",", "").split())
-        for piece, (x, y, right, bottom) in question.seen:
+        for piece, (x, y, right, bottom), _ in question.seen:
             assert (x, y) == (right, bottom)
             if len(piece) == 1 and question.ability not in ("chart", "chart values"):
                 assert middles[x, y] == piece
@@ -75,9 +75,9 @@ def test_the_value_of_a_bar_is_looked_for_at_its_letter(seed):
             place = sample.facts.values.index(int(question.answer))
             label = next(line for line in sample.written if line.text[0] == sample.facts.labels[place])
             if sample.facts.style == "pie":
-                assert [box[:2] for _, box in question.seen] == list(label.middles[2:])
+                assert [box[:2] for _, box, _ in question.seen] == list(label.middles[2:])
             else:
-                assert question.seen == ((question.answer, label.middles[0] * 2),)
+                assert question.seen == ((question.answer, label.middles[0] * 2, 0),)
                 assert label.above.text == question.answer and label.left is None
 
 
@@ -100,7 +100,7 @@ def test_a_name_is_looked_for_at_its_value(seed, kind, ability):
     values = {line.middles[0] * 2: line for line in sample.written if line.left}
     for question in sample.questions:
         if question.ability == ability:
-            ((piece, box),) = question.seen
+            ((piece, box, _),) = question.seen
             assert piece == question.answer == values[box].left.text.removesuffix(":")
             column = [line for line in values.values() if line.above and line.above == values[box].above]
             assert all(int(line.text) <= int(values[box].text) for line in column)      # empty in a document
@@ -123,11 +123,32 @@ def test_what_a_thing_is_is_seen_at_the_thing(seed, grid):
     sample = toyworld.draw(seed, "scenes", grid)
     by_box = {thing.box: thing for thing in sample.facts.things}
     for question in sample.questions:
-        for piece, box in question.seen:
+        for piece, box, _ in question.seen:
             thing = by_box[box]
             assert set(piece.split()) <= {thing.size, thing.colour, thing.shape}
         if question.ability in ("colour", "shape", "size", "relation", "largest", "caption"):
-            assert ", ".join(piece for piece, _ in question.seen) == question.answer
+            assert ", ".join(piece for piece, *_ in question.seen) == question.answer
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(toyworld.GRIDS["grounding"]))
+def test_every_number_of_a_box_is_seen_at_the_thing_it_bounds(seed, grid):
+    sample = toyworld.draw(seed, "grounding", grid)
+    sides = (sample.facts.width, sample.facts.height)
+    for question in sample.questions:
+        numbers = [seen for seen in question.seen if seen.piece.isdigit()]
+        assert [seen.piece for seen in numbers] == re.findall(r"\d+", question.answer)
+        for piece, box, edge in numbers:
+            assert abs(int(piece) / 999 - box[edge] / sides[edge % 2]) < 1 / 999
+        assert [seen.box for seen in question.seen if seen.piece == "]]"] == [None] * question.answer.count("]]")
+        things = question.answer.count("[") - question.answer.count("[[")
+        nexts = [box for piece, box, _ in question.seen if piece == "], "]
+        assert nexts == [numbers[4 * i].box for i in range(1, things)] * (question.ability == "boxes")
+        names = [seen for seen in question.seen if seen.piece.split()[0].isalpha()]
+        assert [seen.piece for seen in names] == (re.findall(r"\|ref\|>([^<]+)", question.answer)
+                                                  if question.ability == "grounded caption" else [])
+        thing_of = {thing.box: f"{thing.size} {thing.colour} {thing.shape}" for thing in sample.facts.things}
+        assert all(thing_of[box] == piece for piece, box, _ in names)
 
 
 @settings(max_examples=60, deadline=None)
@@ -211,21 +232,26 @@ def test_a_thing_is_looked_for_where_it_covers_much_or_has_its_middle(processor,
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), which=PICTURES)
+@given(seed=st.integers(0, 10**6), which=PICTURES | st.just(("grounding", (2, 1))))
 def test_every_token_of_an_answer_looks_at_its_own_piece(processor, seed, which):
     sample = toyworld.draw(seed, *which)
     view = looking.View(processor, sample)
     for question in sample.questions:
-        *shown, end = looking.where(processor, view, question)
+        *shown, (_, end) = looking.where(processor, view, question)
         assert not end.any()
         wanted, at = [set() for _ in question.answer], 0            # of each character
-        for piece, box in question.seen:
+        edges = [0 for _ in question.answer]
+        for piece, box, edge in question.seen:
             at = question.answer.index(piece, at)
             for i in range(at, at + len(piece)):
-                wanted[i] = shown_by(processor, sample, box)
+                wanted[i], edges[i] = shown_by(processor, sample, box) if box else None, edge
             at += len(piece)
-        for (_, (first, last)), tokens in zip(spans(processor, question.answer), shown, strict=True):
-            assert set(tokens.nonzero().flatten().tolist()) == set().union(*wanted[first:last])
+        for (_, (first, last)), (edge, tokens) in zip(spans(processor, question.answer), shown, strict=True):
+            if tokens is None:
+                assert wanted[first:last] == [None] * 2             # "]]"
+            else:
+                assert set(tokens.nonzero().flatten().tolist()) == set().union(*wanted[first:last])
+            assert edge == max(edges[first:last], default=0)
 
 
 @settings(max_examples=60, deadline=None)
@@ -246,19 +272,22 @@ def test_what_belongs_to_something_looks_at_what_of_it_came_before(processor, se
 def test_looks_ask_the_token_before_and_show_visual_tokens_or_themselves(processor, kind):
     stage = Stage(1.0, {kind: 1}, tuple(toyworld.GRIDS[kind]), looking=1.0)
     lesson = curriculum.lesson(processor, 0, 0, stage, 4)
-    batch, (names, said, left, above, answers) = lesson.batch, lesson.told
+    batch, (names, said, left, above, *answers) = lesson.batch, lesson.told
     for looks in lesson.told:
         assert (looks.shows.sum(1) > 0).all()
         elsewhere = looks.shows & ~batch.image_mask[looks.rows]
-        assert looks is names or not elsewhere.any()
-        absent = elsewhere.any(1)                                   # what a name names is not there
+        assert looks is names or looks is answers[0] or not elsewhere.any()
+        absent = elsewhere.any(1)                                   # what a name names is not there, or nothing more is
         assert (looks.shows[absent].sum(1) == 1).all() and looks.shows[absent, looks.queries[absent]].all()
         last = (looks.shows * torch.arange(looks.shows.shape[1])).amax(1) if len(looks.rows) else looks.queries
         assert (last <= looks.queries).all()                        # nobody is told to look at what is still to come
-    assert batch.learned[answers.rows, answers.queries].all()
-    assert torch.equal(said.queries, answers.queries + 1) and torch.equal(said.shows, answers.shows)
+    assert all(batch.learned[looks.rows, looks.queries].all() for looks in answers)
+    queries, shows = (torch.cat([getattr(looks, name) for looks in answers]) for name in ("queries", "shows"))
+    found = ~shows[torch.arange(len(queries)), queries]
+    assert torch.equal(said.queries, queries[found] + 1) and torch.equal(said.shows, shows[found])
     assert all(batch.image_mask[ties.rows, ties.queries].all() for ties in (left, above))
-    assert (len(answers.rows) > 0) == (kind not in ("pairs", "grounding"))
+    pieces, *edges = (len(looks.rows) > 0 for looks in answers)
+    assert pieces == (kind != "pairs") and edges == [kind == "grounding"] * 3
     assert not batch.image_mask[names.rows, names.queries].any()
     assert not batch.learned[names.rows, names.queries - 1].any()      # names stand in questions
     assert (len(names.rows) > 0) == (kind not in ("text", "pairs"))
@@ -296,14 +325,15 @@ def test_a_stage_that_tells_nothing_draws_the_same_lessons(processor):
 # what is learned from it
 
 
-def told(trainer, step=0):
-    stage = Stage(1.0, {"tables": 1}, ((2, 1),), looking=1.0)
+def told(trainer, step=0, kind="tables"):
+    stage = Stage(1.0, {kind: 1}, ((2, 1),), looking=1.0)
     return curriculum.lesson(trainer.processor, 0, step, stage, 3)
 
 
-def test_the_loss_is_that_of_one_head_each(trainer, monkeypatch):
+@pytest.mark.parametrize("kind", ["tables", "grounding"])
+def test_the_loss_is_that_of_one_head_each(trainer, monkeypatch, kind):
     """Each weight by a plain softmax, tokens one by one."""
-    lesson, calls = told(trainer), []
+    lesson, calls = told(trainer, kind=kind), []
 
     def heard(q, k, v, seen, scale):
         calls.append((q.detach(), k.detach(), seen, scale))
@@ -313,16 +343,17 @@ def test_the_loss_is_that_of_one_head_each(trainer, monkeypatch):
     with looking.last_layers(trainer.model) as given:
         trainer.model.loss(lesson.batch)
     wanted = 0.0
-    (first, before, last), (names, said, left, above, answers) = calls[-3:], lesson.told
+    (first, before, last), (names, said, left, above, *edges) = calls[-3:], lesson.told
     for (q, k, seen, scale), head, looks in (
-            (first, 0, names), (first, 0, said), (before, 1, left), (before, 0, above), (last, 0, answers)):
+            (first, 0, names), (first, 0, said), (before, 1, left), (before, 0, above),
+            *((last, edge, looks) for edge, looks in enumerate(edges))):
         each = []
         for row, query, shows in zip(looks.rows.tolist(), looks.queries.tolist(), looks.shows, strict=True):
             scores = [math.exp(q[row, head, query].dot(k[row, head, s]) * scale) if seen[row, 0, query, s] else 0.0
                       for s in range(k.shape[2])]
             on_it = sum(score for score, shown in zip(scores, shows, strict=True) if shown) / sum(scores)
             each.append(-math.log(on_it + 1e-6))
-        wanted += sum(each) / len(each)
+        wanted += sum(each) / max(len(each), 1)
     assert looking.loss(given, lesson.told).item() == pytest.approx(wanted, rel=1e-4)
 
 

@@ -6,7 +6,7 @@ of the picture's width and height. What is absent is answered with a plain "none
 
 from . import scenes
 from .canvas import picture_size
-from .sample import Question, Sample
+from .sample import Question, Sample, Seen
 from .scenes import any_name
 from .things import COLOURS, SHAPES, Kind, draw_scene, random_kinds, random_theme
 
@@ -39,11 +39,20 @@ def located(phrase, things, scene):
     return f"<|ref|>{phrase}<|/ref|><|det|>{[per_mille(thing.box, scene) for thing in things]}<|/det|>"
 
 
+def seen_boxes(things, scene):
+    """Every number of a box is seen at its thing; that there is a next box, at the next thing."""
+    seen = []
+    for i, thing in enumerate(things):
+        seen += [Seen("], ", thing.box)] if i else []
+        seen += [Seen(str(number), thing.box, edge) for edge, number in enumerate(per_mille(thing.box, scene))]
+    return (*seen, Seen("]]", None)) if things else ()
+
+
 def ask_where(rng, ability, phrase, things, scene):
     where = "where are {}?" if phrase.startswith("all ") else "where is {}?"
     words = rng.choice(("{}", "locate {} in the given image.", where, "find {}."))
     answer = located(phrase, things, scene) if things else "none"
-    return Question(ability, words.format(f"<|ref|>{phrase}<|/ref|>"), answer, ABSENT)
+    return Question(ability, words.format(f"<|ref|>{phrase}<|/ref|>"), answer, ABSENT, seen_boxes(things, scene))
 
 
 def box(rng, scene):
@@ -65,5 +74,7 @@ def boxes(rng, scene, theme):
 
 def grounded_caption(rng, scene):
     phrase = rng.choice(("describe the picture.", "what does the picture show?", "name everything in order."))
-    parts = [located(Kind(t.size, t.colour, t.shape), [t], scene) for t in scene.things]
-    return Question("grounded caption", "<|grounding|>" + phrase, ", ".join(parts))
+    names = [str(Kind(t.size, t.colour, t.shape)) for t in scene.things]
+    parts = [located(name, [t], scene) for name, t in zip(names, scene.things, strict=True)]
+    seen = [(Seen(name, t.box), *seen_boxes([t], scene)) for name, t in zip(names, scene.things, strict=True)]
+    return Question("grounded caption", "<|grounding|>" + phrase, ", ".join(parts), seen=sum(seen, ()))

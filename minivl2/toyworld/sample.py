@@ -19,10 +19,15 @@ ABILITIES = (
 
 
 class Seen(NamedTuple):
-    """A piece of an answer, and the box (in pixels) where it is to be seen: of a thing, or of no size, in a letter."""
+    """A piece of an answer, and the box (in pixels) where it is to be seen: of a thing, or of no size, in a letter; None
+    where the piece says that there is nothing more.
+
+    ``edge``: of the numbers of a thing's box, which edge this one tells: 0 left, 1 top, 2 right, 3 bottom.
+    """
 
     piece: str
-    box: tuple[float, float, float, float]
+    box: tuple[float, float, float, float] | None
+    edge: int = 0
 
 
 @dataclass(frozen=True)

@@ -136,4 +136,4 @@ def largest(rng, scene):
 def caption(rng, scene):
     phrase = rng.choice(("what does the picture show?", "describe the picture.", "name everything in order."))
     seen = tuple(Seen(str(Kind(thing.size, thing.colour, thing.shape)), thing.box) for thing in scene.things)
-    return Question("caption", phrase, ", ".join(piece for piece, _ in seen), seen=seen)
+    return Question("caption", phrase, ", ".join(piece for piece, *_ in seen), seen=seen)

@@ -13,7 +13,10 @@ answer is to be seen (`Question.seen`):
                           show it, or at itself if nothing does, or the strongest of no matches would look like a match;
                           and every token of an answer at what shows that, to know what has been said
     last but one          a visual token that shows a cell of a table looks at the name of its row; and at that of its column
-    last layer            a token of an answer looks at the visual tokens that show this piece of it
+    last layer            a token of an answer looks at the visual tokens that show this piece of it; of a box, each of its
+                          four numbers by a head of its own. A thing's token knows all four edges: had one head to fetch
+                          them all, which of them is asked for would still have to be found out after the last look. And
+                          the bracket that ends a list looks at itself: there is nothing more
 
 Each is a loss, -log of the attention that falls where it should, of one head that is chosen for it beforehand. The others
 are free, and how the layers below make it possible is left to them. (Were it the head that looks there most, whichever,
@@ -43,6 +46,7 @@ from minivl2.training.sight import spans
 
 MUCH = 0.25     # of what a visual token shows: a thing that covers so much of it is there to be seen
 Box = tuple[float, float, float, float]
+NOWHERE: Box = (torch.nan,) * 4
 
 
 class Looks(NamedTuple):
@@ -60,17 +64,21 @@ class Told(NamedTuple):
     said: Looks
     left: Looks
     above: Looks
-    answers: Looks
+    answers: Looks      # and the left edges of boxes
+    top: Looks
+    right: Looks
+    bottom: Looks
 
 
 LAYERS = 3                                              # the last, that are told
-# layer, head: who finds what a question names and what an answer has said, looks left, looks up, finds what comes next
-HEADS = (-3, 0), (-3, 0), (-2, 1), (-2, 0), (-1, 0)
+# layer, head: who finds what a question names and what an answer has said, looks left, looks up, finds what comes next; and
+# who finds the other edges of a box
+HEADS = (-3, 0), (-3, 0), (-2, 1), (-2, 0), (-1, 0), (-1, 1), (-1, 2), (-1, 3)
 
 
 def looks(processor: Processor, samples: Sequence[Sample], asked: Sequence[Sequence[Question]], batch: Batch) -> Told:
     """Of every conversation its sample, and the questions asked in it."""
-    names, left, above, answers = [], [], [], []
+    names, left, above, answers = [], [], [], ([], [], [], [])
     length = batch.input_ids.shape[1]
     for row, (sample, questions) in enumerate(zip(samples, asked, strict=True)):
         view = View(processor, sample)
@@ -83,10 +91,11 @@ def looks(processor: Processor, samples: Sequence[Sample], asked: Sequence[Seque
                   for token, shown in named(processor, view, sample, questions, length)]
         predicting = batch.learned[row].nonzero().flatten().tolist()
         shown = [tokens for question in questions for tokens in where(processor, view, question)]
-        answers += [(row, token, visual[tokens]) for token, tokens in zip(predicting, shown, strict=True)]
-    names, left, above, answers = (gathered(told, batch) for told in (names, left, above, answers))
-    said = answers._replace(queries=answers.queries + 1)        # what a token was to find, the next one is
-    return Told(names, said, left, above, answers)
+        for token, (edge, tokens) in zip(predicting, shown, strict=True):
+            answers[edge].append((row, token, torch.tensor([token]) if tokens is None else visual[tokens]))
+    # what a token is to find, the next one is
+    said = [(row, token + 1, shown) for told in answers for row, token, shown in told if token not in shown]
+    return Told(*(gathered(told, batch) for told in (names, said, left, above, *answers)))
 
 
 def gathered(looks: list[tuple[int, int, Tensor]], batch: Batch) -> Looks:
@@ -137,20 +146,24 @@ class View:
 def laid_out(picture: Size, grid: Size, tile: int, patch: int, ratio: int) -> tuple[Tensor, Tensor]:
     """Which rectangle of the picture each visual token shows (visual tokens, 4), and whether in a tile (visual tokens,)."""
     line = places(picture, grid, tile, patch, ratio)
-    rectangles = [place.in_picture or (torch.nan,) * 4 for place in line]
+    rectangles = [place.in_picture or NOWHERE for place in line]
     return torch.tensor(rectangles), torch.tensor([place.view == LOCAL for place in line])
 
 
-def where(processor: Processor, view: View, question: Question) -> list[Tensor]:
-    """For each token of the answer, and its end, which visual tokens show it (bool); none where the world does not say."""
+def where(processor: Processor, view: View, question: Question) -> list[tuple[int, Tensor | None]]:
+    """For each token of the answer, and its end, which edge of a box it tells (0 for all else), and which visual tokens show
+    it (bool); not one where the world does not say, and None where it says that there is nothing more."""
     pieces, end = [], 0
-    for piece, _ in question.seen:
+    for piece, *_ in question.seen:
         start = question.answer.index(piece, end)
         end = start + len(piece)
         pieces.append((start, end))
-    shown = view.showing([box for _, box in question.seen])
-    return [shown[[start < last and first < end for start, end in pieces]].any(0)
-            for _, (first, last) in (*spans(processor, question.answer), (None, (end, end)))]
+    shown, found = view.showing([box or NOWHERE for _, box, _ in question.seen]), []
+    for _, (first, last) in (*spans(processor, question.answer), (None, (end, end))):
+        told = [i for i, (start, end) in enumerate(pieces) if start < last and first < end]
+        _, box, edge = question.seen[told[0]] if told else (None, NOWHERE, 0)
+        found.append((edge, None if box is None else shown[told].any(0)))
+    return found
 
 
 def named(
