@@ -270,7 +270,7 @@ def test_what_belongs_to_something_looks_at_what_of_it_came_before(processor, se
 
 @pytest.mark.parametrize("kind", toyworld.KINDS)
 def test_looks_ask_the_token_before_and_show_visual_tokens_or_themselves(processor, kind):
-    stage = Stage(1.0, {kind: 1}, tuple(toyworld.GRIDS[kind]), looking=1.0)
+    stage = Stage(1.0, {kind: 1}, tuple(toyworld.GRIDS[kind]), looking=1.0, boxes=True)
     lesson = curriculum.lesson(processor, 0, 0, stage, 4)
     batch, (names, said, left, above, *answers) = lesson.batch, lesson.told
     for looks in lesson.told:
@@ -316,6 +316,17 @@ def test_the_last_token_of_a_name_looks_at_what_it_names_or_at_itself(processor,
             assert shows.nonzero().flatten().tolist() == (sorted(visual[token] for token in seen) or [query])
 
 
+@pytest.mark.parametrize("kind", toyworld.KINDS)
+def test_a_stage_that_tells_no_boxes_tells_all_else(processor, kind):
+    stage = Stage(1.0, {kind: 1}, tuple(toyworld.GRIDS[kind]), looking=1.0)
+    some, all_ = (curriculum.lesson(processor, 0, 0, s, 4).told for s in (stage, dataclasses.replace(stage, boxes=True)))
+    for name, looks, others in zip(looking.Told._fields, some, all_, strict=True):
+        if kind == "grounding" and name not in ("names", "left", "above"):
+            assert not len(looks.rows)
+        else:
+            assert all(torch.equal(one, other) for one, other in zip(looks, others, strict=True))
+
+
 def test_a_stage_that_tells_nothing_draws_the_same_lessons(processor):
     stage = Stage(1.0, {"charts": 1}, ((2, 1),))
     plain, told = (curriculum.lesson(processor, 0, 0, s, 3) for s in (stage, dataclasses.replace(stage, looking=0.3)))
@@ -326,7 +337,7 @@ def test_a_stage_that_tells_nothing_draws_the_same_lessons(processor):
 
 
 def told(trainer, step=0, kind="tables"):
-    stage = Stage(1.0, {kind: 1}, ((2, 1),), looking=1.0)
+    stage = Stage(1.0, {kind: 1}, ((2, 1),), looking=1.0, boxes=True)
     return curriculum.lesson(trainer.processor, 0, step, stage, 3)
 
 

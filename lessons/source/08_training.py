@@ -526,6 +526,13 @@ for axis, question in zip(axes, questions, strict=True):
 # is told to look at itself. 500 steps later that loss was 0.11, and 93 of 100 such answers were right. `make train` does so
 # from its first step.
 #
+# A box is harder. The visual token of a thing knows all four edges: a straight line fitted to it tells the first digit of the
+# left edge for 0.49 nats. The decoder, 700 steps old, looked at the thing and still paid 1.84 (knowing nothing costs 2.3).
+# One head had fetched all four numbers at once, and which of them was asked for had to be found out after the last look. Now
+# each of the four is fetched by a head of its own. The same 700 steps: 1.00, and where boxes had met the things by 0.09 (IoU)
+# it was 0.19. What nobody had expected: is there one? went from 57 to 95 of 100, what is where from 48 to 88. Who must point
+# at things learns to find them.
+#
 # And a curve that falls far was read wrongly by the makers of this toy, for nine runs. What lists everything, all values of a chart
 # or all things in a picture, gives the other answers away, so it was asked for last. But by then the others had given *it*
 # away. Within such a conversation a token of "U 50, K 26, C 85" cost 0.04 nats, and seemed learned; asked for alone, 0.20.

@@ -25,6 +25,7 @@ nobody would have to find anything: four heads would look at four columns of a t
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -34,7 +35,7 @@ from torch.overrides import TorchFunctionMode
 
 from minivl2.attention import attend
 from minivl2.batch import Batch
-from minivl2.conversation import ASSISTANT, USER
+from minivl2.conversation import ASSISTANT, REF, USER
 from minivl2.model import DeepSeekVL2
 from minivl2.places import LOCAL, Size, places
 from minivl2.processor import Processor
@@ -76,8 +77,10 @@ LAYERS = 3                                              # the last, that are tol
 HEADS = (-3, 0), (-3, 0), (-2, 1), (-2, 0), (-1, 0), (-1, 1), (-1, 2), (-1, 3)
 
 
-def looks(processor: Processor, samples: Sequence[Sample], asked: Sequence[Sequence[Question]], batch: Batch) -> Told:
-    """Of every conversation its sample, and the questions asked in it."""
+def looks(
+    processor: Processor, samples: Sequence[Sample], asked: Sequence[Sequence[Question]], batch: Batch, boxes: bool = True
+) -> Told:
+    """Of every conversation its sample, and the questions asked in it. `boxes`: whether they are told, too."""
     names, left, above, answers = [], [], [], ([], [], [], [])
     length = batch.input_ids.shape[1]
     for row, (sample, questions) in enumerate(zip(samples, asked, strict=True)):
@@ -90,7 +93,9 @@ def looks(processor: Processor, samples: Sequence[Sample], asked: Sequence[Seque
         names += [(row, token, visual[shown] if shown.any() else torch.tensor([token]))
                   for token, shown in named(processor, view, sample, questions, length)]
         predicting = batch.learned[row].nonzero().flatten().tolist()
-        shown = [tokens for question in questions for tokens in where(processor, view, question)]
+        if not boxes:
+            questions = [q if REF not in q.answer else replace(q, seen=()) for q in questions]
+        shown = [look for question in questions for look in where(processor, view, question)]
         for token, (edge, tokens) in zip(predicting, shown, strict=True):
             answers[edge].append((row, token, torch.tensor([token]) if tokens is None else visual[tokens]))
     # what a token is to find, the next one is
