@@ -37,8 +37,8 @@ class Stage:
     lists: float = 1 / 3            # how often what lists everything is asked for, and nothing else, where it can be
     frozen: tuple[str, ...] = ()    # parts of the model that do not learn meanwhile
     looking: float = 0.0            # the weight of the loss that tells where to look (looking.py)
-    # Whether it tells boxes, too: from the first step or never. Told after eleven hours, the toy of weights/, which had found
-    # its own way to them, paid 0.60 nats a token of a box instead of 0.30, and 0.50 still after 2,200 steps.
+    # Whether it tells boxes, too: from the first step or never. Told after eleven hours, the toy of weights/, which had a
+    # way of its own to find them, paid 0.60 nats a token of a box instead of 0.30, and 0.50 still after 2,200 steps.
     boxes: bool = False
     rate: Callable[[float], float] | None = None    # of the full rate, over the stage; None: optimizers.rate over all
     # what only the paper's recipe uses
