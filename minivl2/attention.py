@@ -44,10 +44,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None, scale: f
 
 def by_hand(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float) -> Tensor:
     """For learning on a CPU, where the backward pass of the fused kernel takes twice as long."""
-    scores = (q * scale) @ k.mT                             # (B, H, T, S)
+    return shares(q, k, seen, scale) @ v
+
+
+def shares(q: Tensor, k: Tensor, seen: Tensor | None, scale: float) -> Tensor:
+    """How each query divides its attention among the keys: (B, H, T, S), adding up to 1."""
+    scores = (q * scale) @ k.mT
     if seen is not None:
         scores = scores + torch.zeros_like(seen, dtype=q.dtype).masked_fill_(~seen, -torch.inf)    # no cost backward
-    return scores.softmax(-1) @ v                           # of bfloat16 scores, too, torch sums in float32
+    return scores.softmax(-1)                               # of bfloat16 scores, too, torch sums in float32
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float) -> Tensor:

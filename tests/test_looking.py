@@ -10,10 +10,11 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_training import make
+from torch.testing import assert_close
 
 import minivl2
 from minivl2 import toyworld
-from minivl2.attention import by_hand
+from minivl2.attention import shares
 from minivl2.places import LOCAL, places
 from minivl2.toyworld.lettering import Line
 from minivl2.toyworld.things import COLOURS, DIAMETER, SHAPES, Scene, Thing
@@ -40,7 +41,7 @@ def processor(trainer):
 
 
 def shown_by(processor, sample, box):
-    return set(looking.View(processor, sample).showing([box])[0].nonzero().flatten().tolist())
+    return set(looking.View(processor, sample).showing([box])[0].nonzero()[0].tolist())
 
 
 def places_of(processor, sample):
@@ -89,7 +90,7 @@ def test_what_is_asked_for_again_is_shown_again(processor, seed, which, rng):
     boxes, view = [line.box for line in sample.written], looking.View(processor, sample)
     for _ in range(3):
         asked = rng.choices(boxes, k=rng.randint(1, 4))
-        assert torch.equal(view.showing(asked), looking.View(processor, sample).look_for(asked))
+        assert (view.showing(asked) == looking.View(processor, sample).look_for(asked)).all()
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -250,7 +251,7 @@ def test_every_token_of_an_answer_looks_at_its_own_piece(processor, seed, which)
             if tokens is None:
                 assert wanted[first:last] == [None] * 2             # "]]"
             else:
-                assert set(tokens.nonzero().flatten().tolist()) == set().union(*wanted[first:last])
+                assert set(tokens.nonzero()[0].tolist()) == set().union(*wanted[first:last])
             assert edge == max(edges[first:last], default=0)
 
 
@@ -265,7 +266,7 @@ def test_what_belongs_to_something_looks_at_what_of_it_came_before(processor, se
         wanted = [(token, sorted(seen for seen in shown[sample.written.index(other)] if seen <= token))
                   for line, other in pairs for token in shown[sample.written.index(line)]]
         found = looking.tied(dict(zip(sample.written, view.letters(sample.written), strict=True)), pairs)
-        assert sorted(wanted) == sorted((token, tokens.nonzero().flatten().tolist()) for token, tokens in found)
+        assert sorted(wanted) == sorted((token, tokens.nonzero()[0].tolist()) for token, tokens in found)
 
 
 @pytest.mark.parametrize("kind", toyworld.KINDS)
@@ -346,11 +347,11 @@ def test_the_loss_is_that_of_one_head_each(trainer, monkeypatch, kind):
     """Each weight by a plain softmax, tokens one by one."""
     lesson, calls = told(trainer, kind=kind), []
 
-    def heard(q, k, v, seen, scale):
+    def heard(q, k, seen, scale):
         calls.append((q.detach(), k.detach(), seen, scale))
-        return by_hand(q, k, v, seen, scale)
+        return shares(q, k, seen, scale)
 
-    monkeypatch.setattr("minivl2.attention.by_hand", heard)
+    monkeypatch.setattr("minivl2.training.looking.shares", heard)
     with looking.last_layers(trainer.model) as given:
         trainer.model.loss(lesson.batch)
     wanted = 0.0
@@ -375,6 +376,21 @@ def test_listening_changes_nothing_and_leaves_nothing_behind(trainer):
     assert torch.equal(heard, trainer.model.loss(lesson.batch).total)
     for layer in trainer.model.decoder.layers:
         assert not layer.attn._forward_hooks and not layer.attn._forward_pre_hooks
+
+
+@pytest.mark.parametrize("latent", [True, False], ids=["latent", "multi-head"])
+def test_what_was_heard_is_what_mixed_the_values(trainer, latent):
+    config = trainer.model.config
+    model = minivl2.build(dataclasses.replace(config, language=dataclasses.replace(config.language, use_mla=latent)))
+    lesson, mixed = told(trainer), []
+    attention = model.decoder.layers[-1].attn
+    attention.o_proj.register_forward_pre_hook(lambda _, inputs: mixed.append(inputs[0]))
+    with looking.last_layers(model) as given:
+        loss = model.loss(lesson.batch).total
+    real = lesson.batch.attention_mask.bool()
+    assert_close(given[-1].shares.sum(-1).transpose(1, 2)[real], torch.ones(int(real.sum()), given[-1].shares.shape[1]))
+    assert_close(loss, model.loss(lesson.batch).total)
+    assert_close(mixed[0], mixed[1])
 
 
 def test_where_to_look_is_learned(monkeypatch):

@@ -29,11 +29,13 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy import ndarray
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from minivl2.attention import attend
+from minivl2.attention import attend, shares
 from minivl2.batch import Batch
 from minivl2.conversation import ASSISTANT, REF, USER
 from minivl2.model import DeepSeekVL2
@@ -47,7 +49,7 @@ from minivl2.training.sight import spans
 
 MUCH = 0.25     # of what a visual token shows: a thing that covers so much of it is there to be seen
 Box = tuple[float, float, float, float]
-NOWHERE: Box = (torch.nan,) * 4
+NOWHERE: Box = (np.nan,) * 4
 
 
 class Looks(NamedTuple):
@@ -85,77 +87,79 @@ def looks(
     length = batch.input_ids.shape[1]
     for row, (sample, questions) in enumerate(zip(samples, asked, strict=True)):
         view = View(processor, sample)
-        visual = batch.image_mask[row].nonzero().flatten()[: len(view.local)]       # of the first picture
+        visual = np.flatnonzero(batch.image_mask[row])[: len(view.local)]           # of the first picture
         written = dict(zip(sample.written, view.letters(sample.written), strict=True))
         for told, side in (left, "left"), (above, "above"):
             pairs = [(line, other) for line in sample.written if (other := getattr(line, side))]
-            told += [(row, int(visual[token]), visual[shown]) for token, shown in tied(written, pairs)]
-        names += [(row, token, visual[shown] if shown.any() else torch.tensor([token]))
+            told += [(row, visual[token], visual[shown]) for token, shown in tied(written, pairs)]
+        names += [(row, token, visual[shown] if shown.any() else np.array([token]))
                   for token, shown in named(processor, view, sample, questions, length)]
-        predicting = batch.learned[row].nonzero().flatten().tolist()
+        predicting = np.flatnonzero(batch.learned[row])
         if not boxes:
             questions = [q if REF not in q.answer else replace(q, seen=()) for q in questions]
         shown = [look for question in questions for look in where(processor, view, question)]
         for token, (edge, tokens) in zip(predicting, shown, strict=True):
-            answers[edge].append((row, token, torch.tensor([token]) if tokens is None else visual[tokens]))
+            answers[edge].append((row, token, np.array([token]) if tokens is None else visual[tokens]))
     # what a token is to find, the next one is
     said = [(row, token + 1, shown) for told in answers for row, token, shown in told if token not in shown]
     return Told(*(gathered(told, batch) for told in (names, said, left, above, *answers)))
 
 
-def gathered(looks: list[tuple[int, int, Tensor]], batch: Batch) -> Looks:
+def gathered(looks: list[tuple[int, int, ndarray]], batch: Batch) -> Looks:
     """(conversation, who looks, at what) of each as tensors, without those that look at nothing."""
     looks = [look for look in looks if len(look[2])]
-    shows = torch.zeros(len(looks), batch.input_ids.shape[1], dtype=torch.bool)
+    shows = np.zeros((len(looks), batch.input_ids.shape[1]), dtype=bool)
     for i, (_, _, shown) in enumerate(looks):
         shows[i, shown] = True
     rows, queries = (torch.tensor([look[i] for look in looks], dtype=torch.long) for i in (0, 1))
-    return Looks(rows, queries, shows)
+    return Looks(rows, queries, torch.from_numpy(shows))
 
 
 class View:
-    """Which of a picture's visual tokens show what of it. Of several pictures, the first."""
+    """Which of a picture's visual tokens show what of it. Of several pictures, the first. In numpy, which takes a third of
+    torch's time for arrays as small as these."""
 
     def __init__(self, processor: Processor, sample: Sample):
         cfg = processor.config
         picture = sample.images[0].size
         self.rectangles, self.local = laid_out(picture, sample.grid, cfg.tile, cfg.patch_size, cfg.downsample_ratio)
         self.rows: dict[Box, int] = {}                                      # of boxes asked for before, in `shown`
-        self.shown = torch.zeros(0, len(self.local), dtype=torch.bool)      # a picture's questions ask for the same again
+        self.shown = np.zeros((0, len(self.local)), dtype=bool)             # a picture's questions ask for the same again
 
-    def showing(self, boxes: Sequence[Box]) -> Tensor:
+    def showing(self, boxes: Sequence[Box]) -> ndarray:
         """The tokens that show each box: (boxes, visual tokens) bool."""
         if new := [box for box in dict.fromkeys(boxes) if box not in self.rows]:
             self.rows |= {box: len(self.rows) + i for i, box in enumerate(new)}
-            self.shown = torch.cat((self.shown, self.look_for(new)))
+            self.shown = np.concatenate((self.shown, self.look_for(new)))
         return self.shown[[self.rows[box] for box in boxes]]
 
-    def look_for(self, boxes: Sequence[Box]) -> Tensor:
+    def look_for(self, boxes: Sequence[Box]) -> ndarray:
         """The tokens in which the middle of a box lies, or of which it covers much: (boxes, visual tokens) bool. A letter
         is a box without width: it is looked for in the tiles only."""
         left, top, right, lower = self.rectangles.T
-        x1, y1, x2, y2 = torch.tensor(boxes).view(-1, 4, 1).unbind(1)
+        x1, y1, x2, y2 = np.array(boxes, dtype=np.float32).reshape(-1, 4, 1).swapaxes(0, 1)
         x, y = (x1 + x2) / 2, (y1 + y2) / 2
         middle = (left <= x) & (x < right) & (top <= y) & (y < lower)
-        covered = (right.minimum(x2) - left.maximum(x1)).relu() * (lower.minimum(y2) - top.maximum(y1)).relu()
-        much = covered > MUCH * (right - left) * (lower - top)
+        across, down = np.minimum(right, x2) - np.maximum(left, x1), np.minimum(lower, y2) - np.maximum(top, y1)
+        much = np.maximum(across, 0) * np.maximum(down, 0) > MUCH * (right - left) * (lower - top)
         return (middle | much) & (self.local | (x1 < x2))
 
-    def letters(self, lines: Sequence[Line]) -> list[Tensor]:
+    def letters(self, lines: Sequence[Line]) -> list[ndarray]:
         """Of each line of letters, which tokens show some of it: (visual tokens,) bool."""
         shown = self.showing([middle * 2 for line in lines for middle in line.middles])
-        return [tokens.any(0) for tokens in shown.split([len(line.middles) for line in lines])]
+        ends = np.cumsum([len(line.middles) for line in lines], dtype=int)
+        return [tokens.any(0) for tokens in np.split(shown, ends)[: len(lines)]]
 
 
 @lru_cache(maxsize=10_000)
-def laid_out(picture: Size, grid: Size, tile: int, patch: int, ratio: int) -> tuple[Tensor, Tensor]:
+def laid_out(picture: Size, grid: Size, tile: int, patch: int, ratio: int) -> tuple[ndarray, ndarray]:
     """Which rectangle of the picture each visual token shows (visual tokens, 4), and whether in a tile (visual tokens,)."""
     line = places(picture, grid, tile, patch, ratio)
     rectangles = [place.in_picture or NOWHERE for place in line]
-    return torch.tensor(rectangles), torch.tensor([place.view == LOCAL for place in line])
+    return np.array(rectangles, dtype=np.float32), np.array([place.view == LOCAL for place in line])
 
 
-def where(processor: Processor, view: View, question: Question) -> list[tuple[int, Tensor | None]]:
+def where(processor: Processor, view: View, question: Question) -> list[tuple[int, ndarray | None]]:
     """For each token of the answer, and its end, which edge of a box it tells (0 for all else), and which visual tokens show
     it (bool); not one where the world does not say, and None where it says that there is nothing more."""
     pieces, end = [], 0
@@ -173,7 +177,7 @@ def where(processor: Processor, view: View, question: Question) -> list[tuple[in
 
 def named(
     processor: Processor, view: View, sample: Sample, questions: Sequence[Question], length: int
-) -> list[tuple[int, Tensor]]:
+) -> list[tuple[int, ndarray]]:
     """For the last token of every name in the questions, its place in the conversation, which is padded on the left to this
     length, and which visual tokens show what it names (bool)."""
     found, end = [], length
@@ -188,27 +192,22 @@ def named(
     return found
 
 
-def tied(shown: dict[Line, Tensor], pairs: Iterable[tuple[Line, Line]]) -> list[tuple[int, Tensor]]:
+def tied(shown: dict[Line, ndarray], pairs: Iterable[tuple[Line, Line]]) -> list[tuple[int, ndarray]]:
     """Of each pair of lines, every visual token that shows some of the first, with those (bool) that show some of the
     second and come before it: a token cannot see those after it."""
-    return [(token, shown[other] & (torch.arange(len(shown[other])) <= token))
-            for line, other in pairs for token in shown[line].nonzero().flatten().tolist()]
+    return [(token, shown[other] & (np.arange(len(shown[other])) <= token))
+            for line, other in pairs for token in np.flatnonzero(shown[line])]
 
 
 class Given(TorchFunctionMode):
-    """What `attend` was given, while this is entered: it does not give away its weights."""
+    """Keeps how attention was divided, while this is entered. `attend` does not say it, so here it is done by hand."""
 
     def __torch_function__(self, called, types, inputs=(), options=None):
-        if called is attend:
-            self.q, self.k, _, self.seen, self.scale = inputs
-        return called(*inputs, **(options or {}))
-
-    def weights(self, head: int, rows: Tensor, queries: Tensor) -> Tensor:
-        """The attention of some tokens: (n, S). All scores are computed once more, as keys for every token of its own
-        would be more to move than that is to compute."""
-        q, k = self.q[:, head], self.k[:, head]
-        scores = (q * self.scale @ k.mT)[rows, queries].float()
-        return scores.masked_fill(~self.seen[rows, 0, queries], -torch.inf).softmax(-1)
+        if called is not attend:
+            return called(*inputs, **(options or {}))
+        q, k, v, seen, scale = inputs
+        self.shares = shares(q, k, seen, scale or q.shape[-1] ** -0.5)         # (B, H, T, S)
+        return self.shares @ v
 
 
 @contextmanager
@@ -234,5 +233,5 @@ def loss(heard: list[Given], told: Told) -> Tensor:
 
 def looked_past(given: Given, head: int, looks: Looks) -> Tensor:
     """-log of the part of each token's attention that falls where it should: (n,)"""
-    on_it = (given.weights(head, looks.rows, looks.queries) * looks.shows).sum(-1)
+    on_it = (given.shares[looks.rows, head, looks.queries].float() * looks.shows).sum(-1)
     return -(on_it + 1e-6).log()
