@@ -134,14 +134,16 @@ def arrange(rng, size, kinds, gap=2):
     diameters = [round(side * rng.uniform(*DIAMETER[kind.size])) for kind in kinds]
     order = list(range(len(kinds)))
     for attempt in range(1000):
-        shrink = 0.95 ** (attempt // 50)  # hardly ever needed: some row split usually fits
-        masks = [stencil(kind.shape, round(d * shrink)) for kind, d in zip(kinds, diameters, strict=True)]
+        if attempt % 50 == 0:
+            shrink = 0.95 ** (attempt // 50)  # hardly ever needed: some row split usually fits
+            masks = [stencil(kind.shape, round(d * shrink)) for kind, d in zip(kinds, diameters, strict=True)]
+            across, down = [mask.width for mask in masks], [mask.height for mask in masks]
         rng.shuffle(order)
         cuts = sorted(rng.sample(range(1, len(order)), rng.randrange(len(order))))
         rows = [order[a:b] for a, b in zip([0, *cuts], [*cuts, len(order)], strict=True)]
-        widths = [[masks[i].width for i in row] for row in rows]
-        heights = [max(masks[i].height for i in row) for row in rows]
-        fits_across = all(sum(row) + gap * (len(row) + 1) <= width for row in widths)
+        widths = [[across[i] for i in row] for row in rows]
+        heights = [max([down[i] for i in row]) for row in rows]
+        fits_across = max([sum(row) + gap * (len(row) + 1) for row in widths]) <= width
         if fits_across and sum(heights) + gap * (len(rows) + 1) <= height:
             break
     else:

@@ -94,19 +94,18 @@ class Sight(nn.Module):
         of the whole team; to be added up over the team, and divided by its size."""
         seen = self.vision(tiles.to(self.vision.pos_embed.dtype))                                # (M, P, W)
         x = self.projector(seen).flatten(0, 1)                                                   # (M*P', D)
-        fetched = self.fetched(x)                                                                # (M*P', H, D)
-        sharp = self.head_scale.exp()
-        seen_words = (sharp[0] * x @ self.embed.weight.T).float()                                # (M*P', V)
-        said_words = (sharp[1] * fetched[:, 0] @ self.embed.weight.T).float()                    # (M*P', V)
-        digits = (sharp[1] * fetched @ self.embed.weight[self.digits].T).float()                 # (M*P', H, 10)
         letters = self.head_letters(x).float().view(-1, len(CHARACTERS) + 1)
-        edges, words, written = shown.edges.flatten(0, 1), shown.words.flatten(0, 1), shown.written.flatten()
-        found = edges[:, 0] != IGNORED
+        shows = shown.words.flatten(0, 1).any(1)                                                 # n of them show anything
+        x, words = x[shows], shown.words.flatten(0, 1)[shows]                                    # (n, D), (n, V)
+        edges, written = shown.edges.flatten(0, 1)[shows], shown.written.flatten()[shows]
+        found, fetched, sharp = edges[:, 0] != IGNORED, self.fetched(x), self.head_scale.exp()
         losses = {}
-        for told, match in ("", seen_words), ("said ", said_words):
+        for told, vectors in ("", sharp[0] * x), ("said ", sharp[1] * fetched[:, 0]):
+            match = (vectors @ self.embed.weight.T).float()                                      # (n, V)
             losses |= {told + name: choice_loss(match[:, ids], words[:, ids]) for name, ids in self.names.items()}
             losses[told + "words"] = choice_loss(match[written], words[written])
-        losses["digits"] = F.cross_entropy(digits[found, :4].flatten(0, 1), edges[found].flatten() // 100, reduction="none")
+        digits = (sharp[1] * fetched[found, :4] @ self.embed.weight[self.digits].T).float()      # (found, 4, 10)
+        losses["digits"] = F.cross_entropy(digits.flatten(0, 1), edges[found].flatten() // 100, reduction="none")
         losses["edges"] = (self.head_edges(x[found]).float() - edges[found] / 1000).abs().flatten()
         losses["letters"] = F.cross_entropy(letters, shown.letters.flatten(), reduction="none")
         glyphs = self.head_glyphs(seen).float().view(-1, len(CHARACTERS) + 1)
