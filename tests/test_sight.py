@@ -141,32 +141,6 @@ def test_learning_to_see_is_repeatable_and_lowers_the_loss(monkeypatch):
     assert torch.equal(first.model.decoder.head.weight, first.model.decoder.embed.weight)
 
 
-@pytest.mark.parametrize("latent", [True, False], ids=["latent", "multi-head"])
-def test_a_head_fetches_what_it_adds_on_a_token_that_looks_at_itself(latent):
-    trainer = make(use_mla=latent)
-    asked, D = sight.Sight(trainer.model, trainer.processor), trainer.model.config.language.hidden_size
-    x, project = torch.randn(5, D), asked.attn.o_proj.weight
-    fetched, whole = asked.fetched(x), project.detach().clone()
-    alone = asked.norm(x)[:, None], asked.rotation(torch.zeros(5, 1), x), torch.ones(5, 1, 1, 1, dtype=torch.bool)
-    for head in range(asked.heads):
-        project.data = torch.zeros_like(whole)
-        project.data.unflatten(1, (asked.heads, -1))[:, head] = whole.unflatten(1, (asked.heads, -1))[:, head]
-        torch.testing.assert_close(asked.attn(*alone)[:, 0], fetched[:, head])
-
-
-def test_words_are_said_by_the_first_head_and_each_edge_by_one():
-    trainer = make()
-    asked = sight.Sight(trainer.model, trainer.processor)
-    losses = asked.losses(*sight.batch(trainer.processor, 0, 0, lessons=sight.NO_LETTERS))
-
-    def heads_that_learn(name):
-        gradient, = torch.autograd.grad(losses[name], asked.attn.o_proj.weight, retain_graph=True)
-        return gradient.unflatten(1, (asked.heads, -1)).abs().amax((0, 2)).nonzero().flatten().tolist()
-
-    assert heads_that_learn("said shape") == heads_that_learn("said colour") == [0]
-    assert heads_that_learn("digits") == [0, 1, 2, 3]
-
-
 def test_of_an_empty_tile_only_letters_are_asked_that_there_are_none():
     trainer = make()
     asked = sight.Sight(trainer.model, trainer.processor)

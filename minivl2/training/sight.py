@@ -9,16 +9,12 @@ the time every visual token is asked directly what it shows:
 
     words      which colour, which shape, which size; and of the whole vocabulary, which words. The visual token is
                compared with the words' own embeddings, so that the decoder finds things under the names it knows
-    said       the same of what the decoder's last layer fetches from it, by the head that will fetch what is said next; and
-               of the four heads that will fetch the edges of boxes (looking.py), the first digits of these
-    edges      where the thing it shows begins and ends
+    edges      where the thing it shows begins and ends, as digits of the numbers that boxes are written in
     letters    which characters stand on each of its patches, from left to right
     glyphs     the same, asked of the patches themselves, before the projector: so near to the pixels it is learned
                sooner, and what the patches know is then easier to keep (two thirds of the letters became four fifths)
 
-The heads for edges, letters and glyphs are thrown away. The embeddings stay, and so does what the last layer fetches: when
-the decoder learns where to look, there is something to be found. (A layer that did not know what to do with what it fetched
-learned to leave it, while it looked in the wrong places.)
+The heads for edges, letters and glyphs are thrown away. The embeddings stay.
 """
 
 import itertools
@@ -61,7 +57,7 @@ SLOTS = 2               # characters a patch can hold: letters are 4 pixels wide
 
 NAMES = {"shape": SHAPES, "colour": COLOURS, "size": DIAMETER}
 # What is easy has little weight: colours would drown shapes.
-WEIGHTS = {"shape": 2, "colour": 0.3, "size": 1, "words": 0.5, "digits": 4, "edges": 4, "letters": 8, "glyphs": 24}
+WEIGHTS = {"shape": 2, "colour": 0.3, "size": 1, "words": 0.5, "digits": 2, "edges": 4, "letters": 8, "glyphs": 24}
 
 
 class Shown(NamedTuple):
@@ -74,19 +70,16 @@ class Shown(NamedTuple):
 
 
 class Sight(nn.Module):
-    """Vision tower, projector, embeddings and what the decoder's last layer fetches, with a head on every visual token."""
+    """Vision tower, projector and embeddings, with a head on every visual token."""
 
     def __init__(self, model: DeepSeekVL2, processor: Processor):
         super().__init__()
         self.vision, self.projector, self.embed = model.vision, model.projector, model.decoder.embed
-        self.norm, self.attn = model.decoder.layers[-1].attn_norm, model.decoder.layers[-1].attn
-        self.heads, self.rotation = model.config.language.num_attention_heads, model.decoder.rotation
         width, patches = model.config.language.hidden_size, model.config.projector.downsample_ratio**2
-        self.head_edges = nn.Linear(width, 4)
+        self.head_edges = nn.Linear(width, 4 * (10 + 1))
         self.head_letters = nn.Linear(width, patches * SLOTS * (len(CHARACTERS) + 1))
         self.head_glyphs = nn.Linear(model.config.vision.width, SLOTS * (len(CHARACTERS) + 1))
-        self.head_scale = nn.Parameter(torch.tensor([10.0, 8.0]).log())     # how sharply words are told apart: seen, said
-        self.digits = [spans(processor, digit)[0][0] for digit in "0123456789"]
+        self.head_scale = nn.Parameter(torch.tensor(10.0).log())        # how sharply words are told apart
         self.names = {name: [spellings(processor, word)[0] for word in words] for name, words in NAMES.items()}
 
     def losses(self, tiles: Tensor, shown: Shown) -> dict[str, Tensor]:
@@ -94,39 +87,23 @@ class Sight(nn.Module):
         of the whole team; to be added up over the team, and divided by its size."""
         seen = self.vision(tiles.to(self.vision.pos_embed.dtype))                                # (M, P, W)
         x = self.projector(seen).flatten(0, 1)                                                   # (M*P', D)
+        match = (self.head_scale.exp() * (x @ self.embed.weight.T)).float()                         # (M*P', V)
+        digits, places = self.head_edges(x).float().split([40, 4], dim=-1)
         letters = self.head_letters(x).float().view(-1, len(CHARACTERS) + 1)
-        shows = shown.words.flatten(0, 1).any(1)                                                 # n of them show anything
-        x, words = x[shows], shown.words.flatten(0, 1)[shows]                                    # (n, D), (n, V)
-        edges, written = shown.edges.flatten(0, 1)[shows], shown.written.flatten()[shows]
-        found, fetched, sharp = edges[:, 0] != IGNORED, self.fetched(x), self.head_scale.exp()
-        losses = {}
-        for told, vectors in ("", sharp[0] * x), ("said ", sharp[1] * fetched[:, 0]):
-            match = (vectors @ self.embed.weight.T).float()                                      # (n, V)
-            losses |= {told + name: choice_loss(match[:, ids], words[:, ids]) for name, ids in self.names.items()}
-            losses[told + "words"] = choice_loss(match[written], words[written])
-        digits = (sharp[1] * fetched[found, :4] @ self.embed.weight[self.digits].T).float()      # (found, 4, 10)
-        losses["digits"] = F.cross_entropy(digits.flatten(0, 1), edges[found].flatten() // 100, reduction="none")
-        losses["edges"] = (self.head_edges(x[found]).float() - edges[found] / 1000).abs().flatten()
+        edges, words, written = shown.edges.flatten(0, 1), shown.words.flatten(0, 1), shown.written.flatten()
+        found = edges[:, 0] != IGNORED
+        losses = {name: choice_loss(match[:, ids], words[:, ids]) for name, ids in self.names.items()}
+        losses["words"] = choice_loss(match[written], words[written])
+        losses["digits"] = F.cross_entropy(digits[found].view(-1, 10), edges[found].flatten() // 100, reduction="none")
+        losses["edges"] = (places[found] - edges[found] / 1000).abs().flatten()
         losses["letters"] = F.cross_entropy(letters, shown.letters.flatten(), reduction="none")
         glyphs = self.head_glyphs(seen).float().view(-1, len(CHARACTERS) + 1)
         losses["glyphs"] = F.cross_entropy(glyphs, by_patch(shown.letters, seen.shape[1]).flatten(), reduction="none")
         count = team.total(torch.tensor([len(loss) for loss in losses.values()])).clamp(min=1)
         return {name: loss.sum() * team.size() / n for (name, loss), n in zip(losses.items(), count, strict=True)}
 
-    def fetched(self, x: Tensor) -> Tensor:
-        """What each head of the last layer fetches from these tokens, if it looks there: (n, D) -> (n, H, D).
-
-        A token that is alone looks at itself, and gets its own value, of each head."""
-        values: list[Tensor] = []
-        hook = self.attn.o_proj.register_forward_pre_hook(lambda _, inputs: values.append(inputs[0]))
-        alone = self.norm(x)[:, None]                                                            # (n, 1, D)
-        self.attn(alone, self.rotation(x.new_zeros(len(x), 1), x), x.new_ones(len(x), 1, 1, 1, dtype=torch.bool))
-        hook.remove()
-        W = self.attn.o_proj.weight.unflatten(1, (self.heads, -1))                               # (D, H, v)
-        return torch.einsum("nhv,dhv->nhd", values[0][:, 0].unflatten(-1, (self.heads, -1)), W)
-
     def loss(self, tiles: Tensor, shown: Shown) -> Tensor:
-        return sum(WEIGHTS[name.removeprefix("said ")] * loss for name, loss in self.losses(tiles, shown).items())
+        return sum(WEIGHTS[name] * loss for name, loss in self.losses(tiles, shown).items())
 
 
 def by_patch(letters: Tensor, patches: int) -> Tensor:
