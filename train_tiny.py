@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 
 import minivl2
+from minivl2.heap import keep_freed
 from minivl2.processor import Processor
 from minivl2.training import ablations, evaluation, loop, report, shard, team
 from minivl2.training.curriculum import COURSES
@@ -35,6 +36,7 @@ from minivl2.training.tokenizer import sentences, train_tokenizer
 
 def main() -> None:
     options = read_options()
+    keep_freed()
     if options.recipe == "paper":
         options.course = "paper"
     team.join()

@@ -14,13 +14,13 @@ from torch.testing import assert_close
 
 import minivl2
 from minivl2 import toyworld
-from minivl2.attention import shares
+from minivl2.attention import attend, shares
 from minivl2.places import LOCAL, places
 from minivl2.toyworld.lettering import Line
 from minivl2.toyworld.things import COLOURS, DIAMETER, SHAPES, Scene, Thing
 from minivl2.training import curriculum, looking, loop
 from minivl2.training.curriculum import Stage
-from minivl2.training.sight import spans
+from minivl2.training.tokenizer import spans
 
 WRITTEN = ("text", "documents", "tables", "charts")
 PICTURES = st.sampled_from([(kind, grid) for kind in WRITTEN for grid in dict.fromkeys(toyworld.GRIDS[kind])])
@@ -246,8 +246,10 @@ def test_every_token_of_an_answer_looks_at_its_own_piece(processor, seed, which)
             at = question.answer.index(piece, at)
             for i in range(at, at + len(piece)):
                 wanted[i], edges[i] = shown_by(processor, sample, box) if box else None, edge
+                if box and box[0] < box[2] and piece.isdigit():     # where in the picture: for the global view to say
+                    wanted[i] -= {*view.local.nonzero()[0]}
             at += len(piece)
-        for (_, (first, last)), (edge, tokens) in zip(spans(processor, question.answer), shown, strict=True):
+        for (_, (first, last)), (edge, tokens) in zip(spans(processor.tokenizer, question.answer), shown, strict=True):
             if tokens is None:
                 assert wanted[first:last] == [None] * 2             # "]]"
             else:
@@ -376,6 +378,37 @@ def test_listening_changes_nothing_and_leaves_nothing_behind(trainer):
     assert torch.equal(heard, trainer.model.loss(lesson.batch).total)
     for layer in trainer.model.decoder.layers:
         assert not layer.attn._forward_hooks and not layer.attn._forward_pre_hooks
+
+
+@pytest.mark.parametrize("guidance", [0.25, 1.0])
+def test_guided_attention_falls_where_it_should_and_all_other_as_it_did(guidance):
+    """Head 2 of four is told: token 3 of the first conversation to look at 0 and 2, token 4 of the second at 1."""
+    q, k, v = torch.randn(3, 2, 4, 5, 8)
+    before = torch.ones(5, 5, dtype=torch.bool).tril()[None, None]
+    shows = torch.tensor([[1, 0, 1, 0, 0], [0, 1, 0, 0, 0]], dtype=torch.bool)
+    given = looking.Given(guidance)
+    given.told.append((2, looking.Looks(torch.tensor([0, 1]), torch.tensor([3, 4]), shows)))
+    with given:
+        guided = attend(q, k, v, before)
+    wanted = attend(q, k, v, before)
+    assert_close(given.shares @ v, wanted)          # how it would have looked, which is what it learns from
+    wanted[0, 2, 3] = wanted[0, 2, 3].lerp((v[0, 2, 0] + v[0, 2, 2]) / 2, guidance)
+    wanted[1, 2, 4] = wanted[1, 2, 4].lerp(v[1, 2, 1], guidance)
+    assert_close(guided, wanted)
+
+
+def test_every_head_that_is_told_is_guided(trainer):
+    lesson = told(trainer)
+    for guidance in (0.5, 0.0):
+        with looking.last_layers(trainer.model, lesson.told, guidance) as given:
+            guides = {((layer, head), id(looks)) for layer in (-3, -2, -1) for head, looks in given[layer].told}
+        assert guides == ({*zip(looking.HEADS, map(id, lesson.told), strict=True)} if guidance else set())
+
+
+def test_guidance_fades(monkeypatch):
+    monkeypatch.setitem(curriculum.COURSES, "guided", (Stage(0.5, {}, (), guided=0.4), Stage(1.0, {}, ())))
+    plan = loop.Plan(steps=100, course="guided")
+    assert [plan.guidance_at(step) for step in (0, 10, 20, 40, 45, 50, 99)] == [1.0, 0.75, 0.5, 0.0, 0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("latent", [True, False], ids=["latent", "multi-head"])

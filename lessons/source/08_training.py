@@ -257,8 +257,8 @@ for dtype in (torch.float32, torch.bfloat16):
 #
 # The published models begin with an eye that has seen billions of pictures. Ours begins with noise, and answers alone
 # teach it slowly: a word of an answer is one wish, and it reaches the tower through four layers. So the toy learns to
-# see first. There are two ways in minivl2. `training/sight.py`, which `make train` uses, asks every visual token what
-# it shows: it can, because the toy world knows. `training/contrast.py` does what SigLIP did, and needs nothing but
+# see first. There are two ways in minivl2. `training/sight.py`, which `make train` uses, asks every patch and every visual
+# token what it shows: it can, because the toy world knows. `training/contrast.py` does what SigLIP did, and needs nothing but
 # captions.
 #
 # A picture and a caption become one vector each, $x_i$ and $y_j$, of length 1. For every pair of a batch a yes or no is
@@ -541,7 +541,7 @@ for axis, question in zip(axes, questions, strict=True):
 # things of a picture in 89 instead of 70.
 #
 # ## What you have now
-# Six parts of `minivl2/training/`. What you have not written: `sight.py`, which asks visual tokens what they show;
-# `looking.py`, which tells the last layers where to look;
+# Six parts of `minivl2/training/`. What you have not written: `shown.py`, what the visual tokens of a drawn picture
+# show, and `sight.py`, which asks them; `looking.py`, which tells the last layers where to look, and guides them;
 # `loop.py`, which saves a run so that, killed at any moment, it goes on to the same weights; `team.py`, two processes
 # that train one model. And `Learner` in `optimizers.py`: twenty lines that you can read now.

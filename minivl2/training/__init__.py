@@ -1,7 +1,8 @@
 """Training the toy: what `train_tiny.py` stands on.
 
     tokenizer     byte-pair merges from the toy world's sentences
-    sight         the vision tower learns what is where, before any question
+    shown         what each visual token and patch of a drawn tile shows
+    sight         the vision tower learns to tell that, before any question
     curriculum    which pictures at which step, as batches
     optimizers    Muon for the matrices inside, AdamW for the rest, and the learning rate over time
     team          several processes that train one model

@@ -20,7 +20,7 @@ from minivl2.processor import Processor
 from minivl2.training.looking import Told, looks
 from minivl2.training.optimizers import rate as cosine
 from minivl2.training.optimizers import stepped
-from minivl2.training.sight import spans
+from minivl2.training.tokenizer import spans
 from minivl2.visual_tokens import count
 
 Grid = tuple[int, int]
@@ -40,6 +40,7 @@ class Stage:
     # Whether it tells boxes, too: from the first step or never. Told after eleven hours, the toy of weights/, which had a
     # way of its own to find them, paid 0.60 nats a token of a box instead of 0.30, and 0.50 still after 2,200 steps.
     boxes: bool = False
+    guided: float = 0.0             # until this fraction of all steps that attention is laid there, less and less of it
     rate: Callable[[float], float] | None = None    # of the full rate, over the stage; None: optimizers.rate over all
     # what only the paper's recipe uses
     told: float = 0.0               # part of the conversations that are about a picture told in words
@@ -53,6 +54,7 @@ PLAIN: tuple[Grid, ...] = ((1, 1),)
 SMALL: tuple[Grid, ...] = ((1, 1), (2, 1), (1, 2))
 ALL = tuple(dict.fromkeys(grid for grids in toyworld.GRIDS.values() for grid in grids))
 FEW = {"scenes": 2, "grounding": 1}
+SOME = {"scenes": 3, "grounding": 2}
 EVERYTHING = {"scenes": 2, "grounding": 2, "text": 2, "documents": 2, "tables": 2, "charts": 2, "pairs": 2}
 HARD = {"scenes": 6, "grounding": 4, "text": 6, "documents": 6, "tables": 8, "charts": 8, "pairs": 1}
 KEPT = {"scenes": 2, "grounding": 4, "text": 4, "documents": 4, "tables": 6, "charts": 3, "pairs": 1}     # to end with
@@ -61,8 +63,8 @@ PAPER_FINE = 3.0 / 54                   # the third stage's rate beside that of 
 COURSES = {
     # what ten minutes are enough for: things
     "short": (
-        Stage(0.60, FEW, PLAIN, lists=0.0, frozen=SEEING, looking=TOLD, boxes=True),
-        Stage(1.00, FEW, SMALL, lists=0.0, looking=TOLD, boxes=True),
+        Stage(0.50, SOME, PLAIN, lists=0.0, frozen=SEEING, looking=TOLD, boxes=True, guided=0.4),
+        Stage(1.00, SOME, SMALL, lists=0.0, looking=TOLD, boxes=True),
     ),
     # the whole toy world, in hours
     "whole": (
@@ -155,7 +157,7 @@ def interview(
     left_out |= abilities.intersection(DERIVED) if rng.random() < 0.5 else set()
     asked, room = [], max(ROOM, len(sample.images) * count(sample.grid, processor.config.side))
     for question in rng.sample(sample.questions, len(sample.questions)):
-        size = len(spans(processor, question.text)) + len(spans(processor, question.answer)) + TURN
+        size = len(spans(processor.tokenizer, question.text)) + len(spans(processor.tokenizer, question.answer)) + TURN
         if question.ability not in left_out and (not asked or size <= room):
             asked.append(question)
             room -= size

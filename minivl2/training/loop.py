@@ -38,12 +38,12 @@ from minivl2.experts import Routing
 from minivl2.files import written_whole
 from minivl2.model import DeepSeekVL2
 from minivl2.processor import Processor
-from minivl2.training import contrast, looking, optimizers, shard, sight, team
+from minivl2.training import contrast, looking, optimizers, shard, shown, sight, team
 from minivl2.training.curriculum import COURSES, Lesson, Stage, lesson, stage_at
 from minivl2.weights import load, write_checkpoint
 
 DTYPES = ("bfloat16", "float32")
-SEEING = 0.25           # of the time goes into learning to see
+SEEING = 0.35           # of the time goes into learning to see
 LOG_EVERY = 10          # steps
 SAVE_EVERY = 60         # seconds
 KEPT = 2                # checkpoints: should the newest turn out to be damaged, there is one before it
@@ -73,8 +73,8 @@ class Plan:
         if self.course == "paper":
             contrast.learn(model, processor, self.seed, steps, self.dtype, show)
         else:
-            read = any(kind in sight.WRITTEN for stage in COURSES[self.course] for kind in stage.kinds)
-            lessons = sight.LESSONS if read else sight.NO_LETTERS
+            read = any(kind in shown.WRITTEN for stage in COURSES[self.course] for kind in stage.kinds)
+            lessons = shown.LESSONS if read else shown.NO_LETTERS
             sight.learn(model, processor, self.seed, steps, self.dtype, show, lessons)
 
     def stage_at(self, step: int) -> Stage:
@@ -88,6 +88,11 @@ class Plan:
             return optimizers.rate(progress)
         began = max((stage.until for stage in course if stage.until < now.until), default=0.0)
         return now.rate((progress - began) / (now.until - began))
+
+    def guidance_at(self, step: int) -> float:
+        """How much of the attention that is told where to look is laid there: all of it at first, then less and less."""
+        until = self.stage_at(step).guided * self.steps
+        return max(0.0, 1 - step / until) if until else 0.0
 
     def lesson_at(self, step: int, processor: Processor) -> Lesson:
         """This process's part of what is learned from in this step."""
@@ -122,7 +127,7 @@ class Trainer:
         # Asked before the work, while all are here: afterwards the faster would wait for the slower once more.
         answers = batch.learned.sum()
         share = answers * team.size() / team.total(answers.clone())
-        with looking.last_layers(self.learner.working) as heard:
+        with looking.last_layers(self.learner.working, where, self.plan.guidance_at(self.step)) as heard:
             loss = self.learner.working.loss(batch)
         told = looking.loss(heard, where) if where else torch.zeros(())
         ((share - 1) * loss.text + loss.total + stage.looking * told).backward()

@@ -5,6 +5,7 @@ Words become one token each. Digits and capitals stay single, as in DeepSeek's t
 """
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -35,3 +36,15 @@ def sentences(pictures: int = 3000) -> Iterator[str]:
     for seed in range(pictures):
         for turn in toyworld.draw(seed).conversation():
             yield turn["content"] + "\n\n"
+
+
+@lru_cache(maxsize=100_000)
+def spans(tokenizer: Tokenizer, text: str) -> tuple[tuple[int, tuple[int, int]], ...]:
+    """The tokens of a text, and the characters that each stands for."""
+    encoded = tokenizer.encode(text, add_special_tokens=False)
+    return tuple(zip(encoded.ids, encoded.offsets, strict=True))
+
+
+def spellings(tokenizer: Tokenizer, word: str) -> list[int]:
+    """The tokens of a word: inside a sentence, and at its beginning."""
+    return [spans(tokenizer, before + word)[0][0] for before in (" ", "")]
