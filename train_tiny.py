@@ -36,7 +36,7 @@ from minivl2.training.tokenizer import sentences, train_tokenizer
 
 def main() -> None:
     options = read_options()
-    keep_freed()
+    keep_freed()        # every step wants the same memory again
     if options.recipe == "paper":
         options.course = "paper"
     team.join()
@@ -166,7 +166,7 @@ def read_options() -> argparse.Namespace:
                         help="train this checkpoint further instead of random weights (take another --seed than its run "
                              "had, or it sees the same pictures again)")
     parser.add_argument("--sight", type=int, default=0, metavar="STEPS",
-                        help="steps of learning to see first (default: a quarter of the minutes; with --from, none)")
+                        help="steps of learning to see first (default: a third of the minutes; with --from, none)")
     parser.add_argument("--dtype", choices=loop.DTYPES, help="to compute in (default: the faster one here, measured)")
     parser.add_argument("--batch", type=int, default=16, help="pictures per step (default 16)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the pictures (default 0)")

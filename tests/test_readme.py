@@ -168,7 +168,8 @@ def test_the_toys_scores_are_those_of_its_evaluation():
         (ROOT / "docs/bench/ten-minutes.json").read_text())["scores"].items()}
     for told in (f"shapes and colours ({ten['shape']} and {ten['colour']} % right", f"sizes ({ten['size']} %)",
                  f"something is there ({ten['exists']} %)", f"what is where ({ten['relation']} %)",
-                 f"how many things ({ten['count']} %)"):
+                 f"how many things ({ten['count']} %)", f"point at one thing ({ten['box']} %",
+                 f"all of a kind ({ten['boxes']} %)"):
         assert told in readme, told
 
 

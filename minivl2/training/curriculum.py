@@ -64,6 +64,7 @@ COURSES = {
     # what ten minutes are enough for: things
     "short": (
         Stage(0.50, SOME, PLAIN, lists=0.0, frozen=SEEING, looking=TOLD, boxes=True, guided=0.4),
+        Stage(0.75, SOME, SMALL, lists=0.0, frozen=SEEING, looking=TOLD, boxes=True),
         Stage(1.00, SOME, SMALL, lists=0.0, looking=TOLD, boxes=True),
     ),
     # the whole toy world, in hours
