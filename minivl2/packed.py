@@ -26,11 +26,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 GROUP = 32          # numbers that share a scale, at 4 bits
+ROWS = 64           # a multiple of so many rows fits the order of 4 bits (layout) of any processor
 BLOCK = 256         # rows of a matrix rounded at a time: what is only in between stays in the processor's cache
 
 
+@functools.cache
 def onednn() -> bool:
-    return torch.backends.mkldnn.is_available()
+    """Does torch have oneDNN, and can it multiply bfloat16 on this processor? Tried: without AVX-512 it often cannot."""
+    vector, matrix = torch.zeros(1, 32, dtype=torch.bfloat16), torch.zeros(32, 32, dtype=torch.bfloat16)
+    try:
+        for weight in (matrix, torch.ops.mkldnn._reorder_linear_weight(matrix, 1)):
+            torch.ops.mkldnn._linear_pointwise(vector, weight, None, "gelu", [], "tanh")
+    except (RuntimeError, AttributeError):
+        return False
+    return True
 
 
 class Packed(nn.Module):

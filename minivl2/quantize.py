@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from minivl2 import experts, vision
 from minivl2.batch import Batch
 from minivl2.model import DeepSeekVL2
-from minivl2.packed import GROUP, Packed, Packed4, Packed8, Packed16, layout, onednn
+from minivl2.packed import GROUP, ROWS, Packed, Packed4, Packed8, Packed16, layout, onednn
 
 
 class JoinedMLP(nn.Module):
@@ -60,7 +60,7 @@ def prepare(model: DeepSeekVL2, bits: int) -> dict[str, tuple[Packed, int]]:
             return None
         if bits == 16:
             return Packed16
-        if bits == 4 and name.startswith("decoder.") and rows % layout()[0] == 0 and columns % GROUP == 0:
+        if bits == 4 and name.startswith("decoder.") and rows % ROWS == 0 and columns % GROUP == 0:
             return Packed4
         return Packed8 if rows % 16 == 0 and columns % 16 == 0 else None        # what the kernel can read
 
@@ -110,7 +110,7 @@ def check(bits: int, dtype: torch.dtype, device: torch.device | str) -> None:
     if torch.device(device).type != "cpu":
         raise ValueError(f"packed weights are multiplied by kernels of a CPU; this is {device}. Load them there as they are")
     if bits == 16 and (dtype != torch.bfloat16 or not onednn()):
-        raise ValueError("only weights in bfloat16 are packed without rounding, and only where torch has oneDNN "
-                         f"(here: {dtype}, oneDNN: {onednn()}). Load them as they are")
+        raise ValueError("only weights in bfloat16 are packed without rounding, and only where oneDNN, a part of torch, can "
+                         f"multiply these (here: {dtype}, oneDNN can: {onednn()}). Load them as they are")
     if bits == 4 and layout() is None:
         raise ValueError("torch cannot multiply weights of 4 bits on this processor; 8 bits (int8) it can")

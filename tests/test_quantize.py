@@ -127,7 +127,7 @@ def test_few_vectors_and_many_get_the_same_answers(bits, gelu, dtype, monkeypatc
     assert_close(few.float(), plain, atol=error, rtol=error)
 
 
-needs_onednn = pytest.mark.skipif(not quantize.onednn(), reason="torch has no oneDNN here")
+needs_onednn = pytest.mark.skipif(not quantize.onednn(), reason="oneDNN cannot multiply bfloat16 here")
 
 
 @needs_onednn
@@ -300,6 +300,12 @@ def test_what_this_machine_cannot_do_is_refused_in_words(folder, monkeypatch):
         load(folder, quantize="int4")
 
 
+def test_packing_where_the_processor_cannot_is_refused_in_words(folder, monkeypatch):
+    monkeypatch.setattr(quantize, "onednn", lambda: False)
+    with pytest.raises(ValueError, match="oneDNN can: False"):
+        load(folder, torch.bfloat16, pack=True)
+
+
 @needs_onednn
 @torch.no_grad()
 def test_a_model_packed_without_rounding_answers_as_before_and_is_not_saved(folder, tmp_path):
@@ -367,7 +373,7 @@ def test_the_whole_model_is_never_in_memory_but_packed(goldens, large, how, shar
     """100 MB of experts in bfloat16, with code and scraps, as the kernel counts. Whole *and* packed: 1.3, 1.5 and 2."""
     folder, size = large
     if "pack" in how and not quantize.onednn():
-        pytest.skip("torch has no oneDNN here")
+        pytest.skip("oneDNN cannot multiply bfloat16 here")
     done = subprocess.run([sys.executable, "-c", WEIGH, goldens / "mla", folder, repr(how)], capture_output=True, text=True,
                           check=True)
     print(how, size, done.stdout)
