@@ -29,7 +29,7 @@ import torch
 import minivl2
 from minivl2.heap import keep_freed
 from minivl2.processor import Processor
-from minivl2.training import ablations, evaluation, loop, report, shard, team
+from minivl2.training import ablations, evaluation, growth, loop, report, shard, team
 from minivl2.training.curriculum import COURSES
 from minivl2.training.tokenizer import sentences, train_tokenizer
 
@@ -90,7 +90,7 @@ def make_plan(options: argparse.Namespace, run: Path, variant: str) -> loop.Plan
     """A plan that fits the time, written into a new folder."""
     plan = loop.Plan(
         options.steps or 0, options.seed, options.batch, options.dtype or "", options.sight, options.course, variant,
-        str(options.start or ""))
+        str(options.start or ""), options.deeper)
     if team.rank() == 0:
         if run.exists():
             print(f"an earlier run is kept as {move_aside(run)}")
@@ -106,7 +106,8 @@ def untrained(plan: loop.Plan) -> tuple[minivl2.DeepSeekVL2, Processor]:
     """Random weights and a tokenizer made for the toy world, or the checkpoint that is to be trained further."""
     torch.manual_seed(plan.seed)
     if plan.start:
-        return loop.load_owned(plan.start)
+        model, processor = loop.load_owned(plan.start)
+        return growth.deepened(model, plan.deeper) if plan.deeper else model, processor
     config, seeing = ablations.configurations(plan.variant)
     return minivl2.build(config), Processor(train_tokenizer(sentences(), config.language.vocab_size), seeing)
 
@@ -154,10 +155,12 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10, help="how long to train, before the evaluation (default 10)")
     parser.add_argument("--steps", type=int, help="train so many steps instead, however long they take")
-    parser.add_argument("--course", choices=("short", "whole", "more", "polish", "things", "reading"), default="short",
+    parser.add_argument("--course", choices=("short", "whole", "more", "again", "polish", "things", "reading"),
+                        default="short",
                         help="short: what ten minutes can teach (default); whole: everything, for hours; more: everything, "
-                             "for a toy that knows things and cannot read well; polish: everything at a low rate, to end "
-                             "with; things: shapes and boxes only; reading: text only")
+                             "for a toy that knows things and cannot read well; again: everything, for one that has "
+                             "learned to see better (--sight); polish: everything at a low rate, to end with; things: "
+                             "shapes and boxes only; reading: text only")
     parser.add_argument("--recipe", choices=("fast", "paper"), default="fast",
                         help="paper: SigLIP's loss, then the paper's three stages, with AdamW (default: the fastest found)")
     parser.add_argument("--ablate", choices=tuple(ablations.ABLATIONS),
@@ -165,8 +168,11 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--from", dest="start", type=Path, metavar="DIR",
                         help="train this checkpoint further instead of random weights (take another --seed than its run "
                              "had, or it sees the same pictures again)")
+    parser.add_argument("--deeper", type=int, default=0, metavar="LAYERS",
+                        help="with --from: so many layers more for its vision tower, which change nothing until they learn")
     parser.add_argument("--sight", type=int, default=0, metavar="STEPS",
-                        help="steps of learning to see first (default: a third of the minutes; with --from, none)")
+                        help="steps of learning to see first (default: a third of the minutes; with --from, none: if you "
+                             "say so, its eye goes on learning, and the decoder has to learn again what it sees)")
     parser.add_argument("--dtype", choices=loop.DTYPES, help="to compute in (default: the faster one here, measured)")
     parser.add_argument("--batch", type=int, default=16, help="pictures per step (default 16)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the pictures (default 0)")
@@ -180,6 +186,8 @@ def read_options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.start and options.ablate:
         parser.error("--ablate compares toys that learned everything in their own way, so it cannot go on --from one")
+    if options.deeper and not options.start:
+        parser.error("--deeper adds layers to a checkpoint: it needs --from DIR")
     if options.start and not (options.start / "config.json").exists():
         parser.error(f"--from {options.start}: no checkpoint is there (config.json is missing)")
     return options

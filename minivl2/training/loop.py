@@ -67,6 +67,7 @@ class Plan:
     course: str = "short"       # which pictures when, by its name in curriculum.COURSES
     variant: str = ""           # of the toy, by its name in ablations.py
     start: str = ""             # the checkpoint that is trained further; none: random weights
+    deeper: int = 0             # so many layers more for its vision tower, before anything
 
     def see(self, model: DeepSeekVL2, processor: Processor, steps: int, show: bool = True) -> None:
         """Teach the model to see, before the steps."""
@@ -74,8 +75,8 @@ class Plan:
             contrast.learn(model, processor, self.seed, steps, self.dtype, show)
         else:
             read = any(kind in shown.WRITTEN for stage in COURSES[self.course] for kind in stage.kinds)
-            lessons = shown.LESSONS if read else shown.NO_LETTERS
-            sight.learn(model, processor, self.seed, steps, self.dtype, show, lessons)
+            lessons = (shown.FURTHER if self.start else shown.LESSONS) if read else shown.NO_LETTERS
+            sight.learn(model, processor, self.seed, steps, self.dtype, show, lessons, speaks=bool(self.start))
 
     def stage_at(self, step: int) -> Stage:
         return stage_at(step / self.steps, COURSES[self.course])

@@ -24,11 +24,13 @@ from minivl2.training.tokenizer import spans, spellings
 # mixed in from the start are learned half as well in the same time. Things come quickly to an eye that can read.
 WRITTEN = {"page": 8, "text": 1, "documents": 1, "tables": 1, "charts": 1}
 THINGS = {"crowd": 10, "scenes": 3, "pairs": 2}
-Lessons = tuple[tuple[float, dict[str, int]], ...]
+Lessons = tuple[tuple[float, dict[str, float]], ...]
 LESSONS: Lessons = (
     (0.3, WRITTEN),
     (1.0, {**THINGS, **WRITTEN}),
 )
+FURTHER: Lessons = ((1.0, {"page": 2, "text": 2, "documents": 4, "tables": 4, "charts": 2,       # an eye that reads already
+                           "crowd": 3, "scenes": 1.5, "pairs": 1}),)
 NO_LETTERS: Lessons = ((1.0, THINGS),)       # for an eye that will only be asked about things
 WHOLE = 0.7             # of the pictures with things are seen whole, the others as one of their tiles
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz:"

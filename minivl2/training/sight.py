@@ -23,8 +23,12 @@ patches know is then easier to keep:
 
 The heads for edges, letters, things and glyphs are thrown away. The embeddings stay, and so does what the last layer
 fetches: when the decoder learns where to look, there is something to be found.
+
+A model that speaks already can go on learning to see. Then its decoder stays as it is, words are compared with a copy of its
+embeddings that is thrown away, too, and afterwards the decoder has to learn again what the tokens say.
 """
 
+import copy
 import itertools
 import math
 
@@ -42,6 +46,7 @@ from minivl2.training.tokenizer import spans, spellings
 
 BATCH = 32              # tiles a step
 RATE = 1e-2             # of Muon: eyes learn well at a rate that is too high for the decoder
+FURTHER_RATE = 6e-3     # of an eye that sees already
 # What is easy has little weight: colours would drown shapes.
 WEIGHTS = {"colour": 0.3, "shape": 2, "size": 1, "words": 0.5, "digits": 4, "edges": 30, "letters": 16,
            "patch colour": 0.3, "patch shape": 4, "patch size": 1, "reach": 20, "glyphs": 48}
@@ -49,22 +54,24 @@ WEIGHTS = {"colour": 0.3, "shape": 2, "size": 1, "words": 0.5, "digits": 4, "edg
 
 class Sight(nn.Module):
     """Vision tower, projector, embeddings and what the decoder's last layer fetches, with heads on every visual token and
-    patch. `letters`: for an eye that is to read."""
+    patch. `letters`: for an eye that is to read. `speaks`: the decoder has learned to speak, and stays as it is."""
 
-    def __init__(self, model: DeepSeekVL2, processor: Processor, letters: bool = True):
+    def __init__(self, model: DeepSeekVL2, processor: Processor, letters: bool = True, speaks: bool = False):
         super().__init__()
-        self.vision, self.projector, self.embed = model.vision, model.projector, model.decoder.embed
+        self.vision, self.projector = model.vision, model.projector
+        self.embed = copy.deepcopy(model.decoder.embed) if speaks else model.decoder.embed
         width, patches = model.config.language.hidden_size, model.config.projector.downsample_ratio**2
-        self.norm, self.attn = model.decoder.layers[-1].attn_norm, model.decoder.layers[-1].attn
-        self.heads, self.rotation = model.config.language.num_attention_heads, model.decoder.rotation
-        self.digits = [spans(processor.tokenizer, digit)[0][0] for digit in "0123456789"]
+        if not speaks:
+            self.norm, self.attn = model.decoder.layers[-1].attn_norm, model.decoder.layers[-1].attn
+            self.heads, self.rotation = model.config.language.num_attention_heads, model.decoder.rotation
+            self.digits = [spans(processor.tokenizer, digit)[0][0] for digit in "0123456789"]
         self.head_edges = nn.Linear(width, 4)
         self.head_things = nn.Linear(model.config.vision.width, sum(map(len, NAMES.values())) + 4)
         if letters:
             self.head_letters = nn.Linear(width, patches * SLOTS * (len(CHARACTERS) + 1))
             self.head_glyphs = nn.Linear(model.config.vision.width, SLOTS * (len(CHARACTERS) + 1))
         self.head_scale = nn.Parameter(torch.tensor([10.0, 8.0]).log())     # how sharply words are told apart: seen, said
-        self.letters = letters
+        self.letters, self.speaks = letters, speaks
         self.names = {name: [spellings(processor.tokenizer, word)[0] for word in words] for name, words in NAMES.items()}
 
     def losses(self, tiles: Tensor, shown: Shown) -> dict[str, Tensor]:
@@ -84,15 +91,18 @@ class Sight(nn.Module):
         shows = shown.words.flatten(0, 1).any(1)                                                    # n of them show anything
         x, words = tokens[shows], shown.words.flatten(0, 1)[shows]                                  # (n, D), (n, V)
         edges, written = shown.edges.flatten(0, 1)[shows], shown.written.flatten()[shows]
-        found, fetched, sharp = edges[:, 0] != IGNORED, self.fetched(x), self.head_scale.exp()
-        losses = {}
-        for told, vectors in ("", sharp[0] * x), ("said ", sharp[1] * fetched[:, 0]):
-            match = (vectors @ self.embed.weight.T).float()                                         # (n, V)
+        found, (seen, said) = edges[:, 0] != IGNORED, self.head_scale.exp()
+        losses = {"edges": (self.head_edges(x[found]).float() - edges[found] / 1000).abs().flatten()}
+        vectors = {"": seen * x}
+        if not self.speaks:
+            fetched = said * self.fetched(x)                                                        # (n, H, D)
+            vectors["said "] = fetched[:, 0]
+            digits = (fetched[found, :4] @ self.embed.weight[self.digits].T).float()                # (found, 4, 10)
+            losses["digits"] = F.cross_entropy(digits.flatten(0, 1), edges[found].flatten() // 100, reduction="none")
+        for told, vector in vectors.items():
+            match = (vector @ self.embed.weight.T).float()                                          # (n, V)
             losses |= {told + name: choice_loss(match[:, ids], words[:, ids]) for name, ids in self.names.items()}
             losses[told + "words"] = choice_loss(match[written], words[written])
-        digits = (sharp[1] * fetched[found, :4] @ self.embed.weight[self.digits].T).float()         # (found, 4, 10)
-        losses["digits"] = F.cross_entropy(digits.flatten(0, 1), edges[found].flatten() // 100, reduction="none")
-        losses["edges"] = (self.head_edges(x[found]).float() - edges[found] / 1000).abs().flatten()
         return losses
 
     def fetched(self, x: Tensor) -> Tensor:
@@ -143,15 +153,17 @@ def batch(
 
 def learn(
     model: DeepSeekVL2, processor: Processor, seed: int, steps: int, dtype: str = "float32", show: bool = True,
-    lessons: Lessons = LESSONS,
+    lessons: Lessons = LESSONS, speaks: bool = False,
 ) -> float:
-    """Train the vision tower, the projector and the embeddings, in place. Returns the last loss.
+    """Train the vision tower, the projector and, of a model that does not speak yet, the embeddings and what the last layer
+    fetches; in place. Returns the last loss.
 
     All of a team take the same steps.
     """
     torch.manual_seed(seed)
-    whole = Sight(model, processor, letters=any(kind in WRITTEN for _, kinds in lessons for kind in kinds))
-    learner = optimizers.Learner(whole, getattr(torch, dtype), optimizers.fast(whole, RATE))
+    read = any(kind in WRITTEN for _, kinds in lessons for kind in kinds)
+    whole = Sight(model, processor, read, speaks)
+    learner = optimizers.Learner(whole, getattr(torch, dtype), optimizers.fast(whole, FURTHER_RATE if speaks else RATE))
     value = math.nan
     for step in (bar := trange(steps, desc="learning to see", disable=team.rank() > 0 or not show)):
         loss = learner.working.loss(*batch(processor, seed, step, step / steps, lessons))
@@ -161,7 +173,8 @@ def learn(
         value = team.total(loss.detach().double()).item() / team.size()
         if step % 10 == 0:
             bar.set_postfix(loss=f"{value:.2f}")
-    settle(model, processor)
+    if not speaks:
+        settle(model, processor)
     return value
 
 
