@@ -158,8 +158,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--course", choices=("short", "whole", "more", "again", "polish", "things", "reading"),
                         default="short",
                         help="short: what ten minutes can teach (default); whole: everything, for hours; more: everything, "
-                             "for a toy that knows things and cannot read well; again: everything, for one that has "
-                             "learned to see better (--sight); polish: everything at a low rate, to end with; things: "
+                             "for a toy that knows things and cannot read well; again: everything, for one whose "
+                             "eye has become sharper (--sight); polish: everything at a low rate, to end with; things: "
                              "shapes and boxes only; reading: text only")
     parser.add_argument("--recipe", choices=("fast", "paper"), default="fast",
                         help="paper: SigLIP's loss, then the paper's three stages, with AdamW (default: the fastest found)")
@@ -172,7 +172,7 @@ def read_options() -> argparse.Namespace:
                         help="with --from: so many layers more for its vision tower, which change nothing until they learn")
     parser.add_argument("--sight", type=int, default=0, metavar="STEPS",
                         help="steps of learning to see first (default: a third of the minutes; with --from, none: if you "
-                             "say so, its eye goes on learning, and the decoder has to learn again what it sees)")
+                             "say so, its eye becomes sharper, and says what it sees as before)")
     parser.add_argument("--dtype", choices=loop.DTYPES, help="to compute in (default: the faster one here, measured)")
     parser.add_argument("--batch", type=int, default=16, help="pictures per step (default 16)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the pictures (default 0)")

@@ -22,15 +22,6 @@ def test_learning_to_see_is_repeatable_and_lowers_the_loss(monkeypatch):
     assert torch.equal(first.model.decoder.head.weight, first.model.decoder.embed.weight)
 
 
-def test_a_model_that_speaks_goes_on_learning_to_see_and_keeps_its_decoder(monkeypatch):
-    monkeypatch.setattr(sight, "BATCH", 4)
-    trainer = make()
-    before = weights(trainer)
-    sight.learn(trainer.model, trainer.processor, 0, steps=4, show=False, lessons=shown.FURTHER, speaks=True)
-    learned = {name for name, tensor in weights(trainer).items() if not torch.equal(tensor, before[name])}
-    assert learned == {name for name in before if name.startswith(("vision.", "projector."))}
-
-
 @pytest.mark.parametrize("latent", [True, False], ids=["latent", "multi-head"])
 def test_a_head_fetches_what_it_adds_on_a_token_that_looks_at_itself(latent):
     trainer = make(use_mla=latent)

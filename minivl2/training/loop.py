@@ -38,7 +38,7 @@ from minivl2.experts import Routing
 from minivl2.files import written_whole
 from minivl2.model import DeepSeekVL2
 from minivl2.processor import Processor
-from minivl2.training import contrast, looking, optimizers, shard, shown, sight, team
+from minivl2.training import contrast, looking, optimizers, shard, sharper, shown, sight, team
 from minivl2.training.curriculum import COURSES, Lesson, Stage, lesson, stage_at
 from minivl2.weights import load, write_checkpoint
 
@@ -73,10 +73,12 @@ class Plan:
         """Teach the model to see, before the steps."""
         if self.course == "paper":
             contrast.learn(model, processor, self.seed, steps, self.dtype, show)
+        elif self.start:
+            sharper.learn(model, processor, self.seed, steps, self.dtype, show)
         else:
             read = any(kind in shown.WRITTEN for stage in COURSES[self.course] for kind in stage.kinds)
-            lessons = (shown.FURTHER if self.start else shown.LESSONS) if read else shown.NO_LETTERS
-            sight.learn(model, processor, self.seed, steps, self.dtype, show, lessons, speaks=bool(self.start))
+            lessons = shown.LESSONS if read else shown.NO_LETTERS
+            sight.learn(model, processor, self.seed, steps, self.dtype, show, lessons)
 
     def stage_at(self, step: int) -> Stage:
         return stage_at(step / self.steps, COURSES[self.course])

@@ -29,8 +29,6 @@ LESSONS: Lessons = (
     (0.3, WRITTEN),
     (1.0, {**THINGS, **WRITTEN}),
 )
-FURTHER: Lessons = ((1.0, {"page": 2, "text": 2, "documents": 4, "tables": 4, "charts": 2,       # an eye that reads already
-                           "crowd": 3, "scenes": 1.5, "pairs": 1}),)
 NO_LETTERS: Lessons = ((1.0, THINGS),)       # for an eye that will only be asked about things
 WHOLE = 0.7             # of the pictures with things are seen whole, the others as one of their tiles
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz:"
@@ -45,7 +43,7 @@ class Shown(NamedTuple):
     words: Tensor       # (P', V) 1.0 where the token shows the word
     written: Tensor     # (P',) bool, True where letters are
     edges: Tensor       # (P', 4) left, top, right, bottom of the thing in 0..999 of the picture, or IGNORED
-    letters: Tensor     # (P', r*r*SLOTS) index into CHARACTERS, or NO_CHARACTER
+    letters: Tensor     # (P', r*r*SLOTS) index into CHARACTERS, or NO_CHARACTER, or IGNORED where they are too small to be read
     things: Tensor      # (P, 3) colour, shape and size of the thing, as places in NAMES, or IGNORED
     reach: Tensor       # (P, 4) from the patch's middle to where the thing ends left, above, right and below, in patches
 
@@ -103,8 +101,11 @@ class Window:
         return {square: thing for square, (_, thing) in most.items()}
 
 
-def draw(processor: Processor, seed: str, progress: float = 1.0, lessons: Lessons = LESSONS) -> tuple[Tensor, Shown]:
-    """A tile, (3, size, size), and what it shows."""
+def draw(
+    processor: Processor, seed: str, progress: float = 1.0, lessons: Lessons = LESSONS, pages: float = 0.0
+) -> tuple[Tensor, Shown]:
+    """A tile, (3, size, size), and what it shows. Of the pictures with letters so many (`pages`, a part of all) are seen whole,
+    too small to be read; nothing is asked of those."""
     rng = random.Random(f"sight {seed}")
     kinds = next((kinds for until, kinds in lessons if progress < until), lessons[-1][1])
     kind, = rng.choices(list(kinds), kinds.values())
@@ -112,7 +113,8 @@ def draw(processor: Processor, seed: str, progress: float = 1.0, lessons: Lesson
     which = rng.randrange(len(sample.images))
     picture = sample.images[which]
     views, (grid,) = processor.tile([picture])
-    if kind in toyworld.PRIMERS:
+    whole_page = sample.written and kind not in toyworld.PRIMERS and pages and rng.random() < pages
+    if kind in toyworld.PRIMERS or whole_page:
         view = 0
     elif sample.written:      # through the tile that holds some letter: many others are blank
         x, y = rng.choice(rng.choice(sample.written).middles)
@@ -121,7 +123,9 @@ def draw(processor: Processor, seed: str, progress: float = 1.0, lessons: Lesson
         view = 0 if rng.random() < WHOLE else rng.randrange(1, len(views))
     window = Window(processor, picture.size, grid, view)
     shown = nothing(window, processor)
-    if sample.written:
+    if whole_page:
+        shown.letters.fill_(IGNORED)
+    elif sample.written:
         show_lines(shown, window, processor, sample.written)
     else:
         scene = sample.facts if isinstance(sample.facts, Scene) else sample.facts[which]

@@ -24,11 +24,9 @@ patches know is then easier to keep:
 The heads for edges, letters, things and glyphs are thrown away. The embeddings stay, and so does what the last layer
 fetches: when the decoder learns where to look, there is something to be found.
 
-A model that speaks already can go on learning to see. Then its decoder stays as it is, words are compared with a copy of its
-embeddings that is thrown away, too, and afterwards the decoder has to learn again what the tokens say.
+How an eye goes on learning when a decoder has learned to read it is told in sharper.py.
 """
 
-import copy
 import itertools
 import math
 
@@ -46,33 +44,24 @@ from minivl2.training.tokenizer import spans, spellings
 
 BATCH = 32              # tiles a step
 RATE = 1e-2             # of Muon: eyes learn well at a rate that is too high for the decoder
-FURTHER_RATE = 6e-3     # of an eye that sees already
 # What is easy has little weight: colours would drown shapes.
 WEIGHTS = {"colour": 0.3, "shape": 2, "size": 1, "words": 0.5, "digits": 4, "edges": 30, "letters": 16,
            "patch colour": 0.3, "patch shape": 4, "patch size": 1, "reach": 20, "glyphs": 48}
 
 
-class Sight(nn.Module):
-    """Vision tower, projector, embeddings and what the decoder's last layer fetches, with heads on every visual token and
-    patch. `letters`: for an eye that is to read. `speaks`: the decoder has learned to speak, and stays as it is."""
+class Eye(nn.Module):
+    """Vision tower and projector, with heads on every visual token and every patch. `letters`: of an eye that is to read."""
 
-    def __init__(self, model: DeepSeekVL2, processor: Processor, letters: bool = True, speaks: bool = False):
+    def __init__(self, model: DeepSeekVL2, letters: bool = True):
         super().__init__()
         self.vision, self.projector = model.vision, model.projector
-        self.embed = copy.deepcopy(model.decoder.embed) if speaks else model.decoder.embed
         width, patches = model.config.language.hidden_size, model.config.projector.downsample_ratio**2
-        if not speaks:
-            self.norm, self.attn = model.decoder.layers[-1].attn_norm, model.decoder.layers[-1].attn
-            self.heads, self.rotation = model.config.language.num_attention_heads, model.decoder.rotation
-            self.digits = [spans(processor.tokenizer, digit)[0][0] for digit in "0123456789"]
         self.head_edges = nn.Linear(width, 4)
         self.head_things = nn.Linear(model.config.vision.width, sum(map(len, NAMES.values())) + 4)
         if letters:
             self.head_letters = nn.Linear(width, patches * SLOTS * (len(CHARACTERS) + 1))
             self.head_glyphs = nn.Linear(model.config.vision.width, SLOTS * (len(CHARACTERS) + 1))
-        self.head_scale = nn.Parameter(torch.tensor([10.0, 8.0]).log())     # how sharply words are told apart: seen, said
-        self.letters, self.speaks = letters, speaks
-        self.names = {name: [spellings(processor.tokenizer, word)[0] for word in words] for name, words in NAMES.items()}
+        self.letters = letters
 
     def losses(self, tiles: Tensor, shown: Shown) -> dict[str, Tensor]:
         """tiles (M, 3, size, size), and what their M * P' tokens and M * P patches show. Each loss is a mean over the tokens
@@ -88,34 +77,9 @@ class Sight(nn.Module):
         return {name: loss.sum() * team.size() / n for (name, loss), n in zip(losses.items(), count, strict=True)}
 
     def of_tokens(self, tokens: Tensor, shown: Shown) -> dict[str, Tensor]:
-        shows = shown.words.flatten(0, 1).any(1)                                                    # n of them show anything
-        x, words = tokens[shows], shown.words.flatten(0, 1)[shows]                                  # (n, D), (n, V)
-        edges, written = shown.edges.flatten(0, 1)[shows], shown.written.flatten()[shows]
-        found, (seen, said) = edges[:, 0] != IGNORED, self.head_scale.exp()
-        losses = {"edges": (self.head_edges(x[found]).float() - edges[found] / 1000).abs().flatten()}
-        vectors = {"": seen * x}
-        if not self.speaks:
-            fetched = said * self.fetched(x)                                                        # (n, H, D)
-            vectors["said "] = fetched[:, 0]
-            digits = (fetched[found, :4] @ self.embed.weight[self.digits].T).float()                # (found, 4, 10)
-            losses["digits"] = F.cross_entropy(digits.flatten(0, 1), edges[found].flatten() // 100, reduction="none")
-        for told, vector in vectors.items():
-            match = (vector @ self.embed.weight.T).float()                                          # (n, V)
-            losses |= {told + name: choice_loss(match[:, ids], words[:, ids]) for name, ids in self.names.items()}
-            losses[told + "words"] = choice_loss(match[written], words[written])
-        return losses
-
-    def fetched(self, x: Tensor) -> Tensor:
-        """What each head of the last layer fetches from these tokens, if it looks there: (n, D) -> (n, H, D).
-
-        A token that is alone looks at itself, and gets its own value, of each head."""
-        values: list[Tensor] = []
-        hook = self.attn.o_proj.register_forward_pre_hook(lambda _, inputs: values.append(inputs[0]))
-        alone = self.norm(x)[:, None]                                                               # (n, 1, D)
-        self.attn(alone, self.rotation(x.new_zeros(len(x), 1), x), x.new_ones(len(x), 1, 1, 1, dtype=torch.bool))
-        hook.remove()
-        W = self.attn.o_proj.weight.unflatten(1, (self.heads, -1))                                  # (D, H, v)
-        return torch.einsum("nhv,dhv->nhd", values[0][:, 0].unflatten(-1, (self.heads, -1)), W)
+        edges = shown.edges.flatten(0, 1)
+        found = edges[:, 0] != IGNORED
+        return {"edges": (self.head_edges(tokens[found]).float() - edges[found] / 1000).abs().flatten()}
 
     def of_patches(self, patches: Tensor, shown: Shown) -> dict[str, Tensor]:
         found = shown.things.flatten(0, 1)[:, 0] != IGNORED
@@ -130,6 +94,46 @@ class Sight(nn.Module):
         return sum(WEIGHTS[name.removeprefix("said ")] * loss for name, loss in self.losses(tiles, shown).items())
 
 
+class Sight(Eye):
+    """Also the embeddings and what the decoder's last layer fetches: a decoder that does not speak yet finds things there."""
+
+    def __init__(self, model: DeepSeekVL2, processor: Processor, letters: bool = True):
+        super().__init__(model, letters)
+        self.embed = model.decoder.embed
+        self.norm, self.attn = model.decoder.layers[-1].attn_norm, model.decoder.layers[-1].attn
+        self.heads, self.rotation = model.config.language.num_attention_heads, model.decoder.rotation
+        self.head_scale = nn.Parameter(torch.tensor([10.0, 8.0]).log())     # how sharply words are told apart: seen, said
+        self.names = {name: [spellings(processor.tokenizer, word)[0] for word in words] for name, words in NAMES.items()}
+        self.digits = [spans(processor.tokenizer, digit)[0][0] for digit in "0123456789"]
+
+    def of_tokens(self, tokens: Tensor, shown: Shown) -> dict[str, Tensor]:
+        shows = shown.words.flatten(0, 1).any(1)                                                    # n of them show anything
+        x, words = tokens[shows], shown.words.flatten(0, 1)[shows]                                  # (n, D), (n, V)
+        edges, written = shown.edges.flatten(0, 1)[shows], shown.written.flatten()[shows]
+        found, (seen, said) = edges[:, 0] != IGNORED, self.head_scale.exp()
+        fetched = said * self.fetched(x)                                                            # (n, H, D)
+        losses = super().of_tokens(tokens, shown)
+        for told, vector in {"": seen * x, "said ": fetched[:, 0]}.items():
+            match = (vector @ self.embed.weight.T).float()                                          # (n, V)
+            losses |= {told + name: choice_loss(match[:, ids], words[:, ids]) for name, ids in self.names.items()}
+            losses[told + "words"] = choice_loss(match[written], words[written])
+        digits = (fetched[found, :4] @ self.embed.weight[self.digits].T).float()                    # (found, 4, 10)
+        losses["digits"] = F.cross_entropy(digits.flatten(0, 1), edges[found].flatten() // 100, reduction="none")
+        return losses
+
+    def fetched(self, x: Tensor) -> Tensor:
+        """What each head of the last layer fetches from these tokens, if it looks there: (n, D) -> (n, H, D).
+
+        A token that is alone looks at itself, and gets its own value, of each head."""
+        values: list[Tensor] = []
+        hook = self.attn.o_proj.register_forward_pre_hook(lambda _, inputs: values.append(inputs[0]))
+        alone = self.norm(x)[:, None]                                                               # (n, 1, D)
+        self.attn(alone, self.rotation(x.new_zeros(len(x), 1), x), x.new_ones(len(x), 1, 1, 1, dtype=torch.bool))
+        hook.remove()
+        W = self.attn.o_proj.weight.unflatten(1, (self.heads, -1))                                  # (D, H, v)
+        return torch.einsum("nhv,dhv->nhd", values[0][:, 0].unflatten(-1, (self.heads, -1)), W)
+
+
 def choice_loss(logits: Tensor, shown: Tensor) -> Tensor:
     """Cross-entropy of choosing a word that is shown, whichever. (n, words) -> one for each row that shows any."""
     some = shown.sum(1) > 0
@@ -138,32 +142,32 @@ def choice_loss(logits: Tensor, shown: Tensor) -> Tensor:
 
 
 def character_loss(logits: Tensor, shown: Tensor) -> Tensor:
-    """One for each place of a character, of those that show none, too."""
-    return F.cross_entropy(logits.float().view(-1, len(CHARACTERS) + 1), shown.flatten(), reduction="none")
+    """One for each place of a character that is asked about, of those that show none, too."""
+    logits, shown = logits.float().view(-1, len(CHARACTERS) + 1), shown.flatten()
+    return F.cross_entropy(logits[shown != IGNORED], shown[shown != IGNORED], reduction="none")
 
 
 def batch(
-    processor: Processor, seed: int, step: int, progress: float = 1.0, lessons: Lessons = LESSONS
+    processor: Processor, seed: int, step: int, progress: float = 1.0, lessons: Lessons = LESSONS, pages: float = 0.0
 ) -> tuple[Tensor, Shown]:
     """This process's part of the batch of this step."""
-    drawn = [draw(processor, f"{seed} {step} {i}", progress, lessons) for i in range(team.rank(), BATCH, team.size())]
+    drawn = [draw(processor, f"{seed} {step} {i}", progress, lessons, pages) for i in range(team.rank(), BATCH, team.size())]
     tiles, shown = zip(*drawn, strict=True)
     return torch.stack(tiles), Shown(*map(torch.stack, zip(*shown, strict=True)))
 
 
 def learn(
     model: DeepSeekVL2, processor: Processor, seed: int, steps: int, dtype: str = "float32", show: bool = True,
-    lessons: Lessons = LESSONS, speaks: bool = False,
+    lessons: Lessons = LESSONS,
 ) -> float:
-    """Train the vision tower, the projector and, of a model that does not speak yet, the embeddings and what the last layer
-    fetches; in place. Returns the last loss.
+    """Train the vision tower, the projector, the embeddings and what the last layer fetches; in place. Returns the last loss.
 
     All of a team take the same steps.
     """
     torch.manual_seed(seed)
     read = any(kind in WRITTEN for _, kinds in lessons for kind in kinds)
-    whole = Sight(model, processor, read, speaks)
-    learner = optimizers.Learner(whole, getattr(torch, dtype), optimizers.fast(whole, FURTHER_RATE if speaks else RATE))
+    whole = Sight(model, processor, read)
+    learner = optimizers.Learner(whole, getattr(torch, dtype), optimizers.fast(whole, RATE))
     value = math.nan
     for step in (bar := trange(steps, desc="learning to see", disable=team.rank() > 0 or not show)):
         loss = learner.working.loss(*batch(processor, seed, step, step / steps, lessons))
@@ -173,8 +177,7 @@ def learn(
         value = team.total(loss.detach().double()).item() / team.size()
         if step % 10 == 0:
             bar.set_postfix(loss=f"{value:.2f}")
-    if not speaks:
-        settle(model, processor)
+    settle(model, processor)
     return value
 
 
