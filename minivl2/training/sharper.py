@@ -4,10 +4,10 @@ Paper    Learning without Forgetting, arXiv:1606.09282: what a network said befo
 Lesson   lessons/08_training.ipynb                      Tests   tests/test_sharper.py
 
 Asked directly what it sees (sight.py), an eye learns to read far faster than by answers. But left to itself it finds other
-ways to put that into its tokens, and the decoder, which knows only the old ones, understands nothing. To teach it the new
-ones takes longer than the eye took. So the eye has to see better in the old way:
+ways to put that into its tokens, and the decoder, which knows the old ones, understands nothing. To teach it the new ones
+takes longer than the eye took. So the eye has to see better in the old way:
 
-    letters, edges      are asked by heads that have learned from the old tokens how these are said, and then stay as they are
+    letters, edges      are asked by heads that have learned from the old tokens how these are said, and then stay so
     keep                each token stays near what it was; where the two contradict each other, the letters are stronger
 
 What the toy of weights/ answered after seven minutes of that on one core, its decoder untouched (26 abilities, 50 questions

@@ -43,7 +43,7 @@ class Shown(NamedTuple):
     words: Tensor       # (P', V) 1.0 where the token shows the word
     written: Tensor     # (P',) bool, True where letters are
     edges: Tensor       # (P', 4) left, top, right, bottom of the thing in 0..999 of the picture, or IGNORED
-    letters: Tensor     # (P', r*r*SLOTS) index into CHARACTERS, or NO_CHARACTER, or IGNORED where they are too small to be read
+    letters: Tensor     # (P', r*r*SLOTS) index into CHARACTERS, NO_CHARACTER, or IGNORED where nobody could read
     things: Tensor      # (P, 3) colour, shape and size of the thing, as places in NAMES, or IGNORED
     reach: Tensor       # (P, 4) from the patch's middle to where the thing ends left, above, right and below, in patches
 
@@ -104,8 +104,8 @@ class Window:
 def draw(
     processor: Processor, seed: str, progress: float = 1.0, lessons: Lessons = LESSONS, pages: float = 0.0
 ) -> tuple[Tensor, Shown]:
-    """A tile, (3, size, size), and what it shows. Of the pictures with letters so many (`pages`, a part of all) are seen whole,
-    too small to be read; nothing is asked of those."""
+    """A tile, (3, size, size), and what it shows. Of the pictures with letters this part (`pages`) is seen whole, too small
+    to be read; nothing is asked of those."""
     rng = random.Random(f"sight {seed}")
     kinds = next((kinds for until, kinds in lessons if progress < until), lessons[-1][1])
     kind, = rng.choices(list(kinds), kinds.values())

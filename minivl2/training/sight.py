@@ -95,7 +95,7 @@ class Eye(nn.Module):
 
 
 class Sight(Eye):
-    """Also the embeddings and what the decoder's last layer fetches: a decoder that does not speak yet finds things there."""
+    """Also the embeddings and what the decoder's last layer fetches: there a decoder that cannot speak yet finds things."""
 
     def __init__(self, model: DeepSeekVL2, processor: Processor, letters: bool = True):
         super().__init__(model, letters)
@@ -160,9 +160,9 @@ def learn(
     model: DeepSeekVL2, processor: Processor, seed: int, steps: int, dtype: str = "float32", show: bool = True,
     lessons: Lessons = LESSONS,
 ) -> float:
-    """Train the vision tower, the projector, the embeddings and what the last layer fetches; in place. Returns the last loss.
+    """Train the vision tower, the projector, the embeddings and what the last layer fetches, in place.
 
-    All of a team take the same steps.
+    Returns the last loss. All of a team take the same steps.
     """
     torch.manual_seed(seed)
     read = any(kind in WRITTEN for _, kinds in lessons for kind in kinds)
