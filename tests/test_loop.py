@@ -1,4 +1,4 @@
-"""How busy the experts are, as minivl2/training/loop.py measures it. The loop itself: test_training.py."""
+"""How busy the experts are, as minivl2/training/loop.py measures it, and who teaches to see. The loop itself: test_training.py."""
 
 import pytest
 import torch
@@ -60,3 +60,14 @@ def test_the_heaviest_load_of_a_model_without_experts_is_one():
 def test_the_heaviest_load_is_a_plain_number():
     """It is written into a file as JSON."""
     assert type(loop.heaviest_load([CROWDED])) is float
+
+
+@pytest.mark.parametrize(("plan", "teacher"), [
+    (loop.Plan(steps=1), "sight"), (loop.Plan(steps=1, start="weights/toy"), "sharper"),
+    (loop.Plan(steps=1, course="paper"), "contrast")], ids=["new", "trained", "paper"])
+def test_an_eye_that_serves_a_decoder_is_taught_otherwise_than_a_new_one(monkeypatch, plan, teacher):
+    asked = []
+    for name in ("sight", "sharper", "contrast"):
+        monkeypatch.setattr(getattr(loop, name), "learn", lambda *_, name=name, **__: asked.append(name))
+    plan.see(None, None, 1)
+    assert asked == [teacher]

@@ -84,8 +84,8 @@ COURSES = {
     "polish": (
         Stage(1.00, KEPT, ALL, rate=lambda progress: 0.5 * cosine(progress), looking=TOLD),
     ),
-    # for a toy whose eye has become sharper meanwhile (--sight): everything, each as often as it is hard to learn. Answers are
-    # a coarse teacher: an eye that went on learning from them had lost all of its new sharpness after 3,700 steps
+    # for a toy whose eye has become sharper meanwhile (--sight): everything, each as often as it is hard to learn. Answers
+    # are a coarse teacher: an eye that went on learning from them had lost all of its new sharpness after 3,700 steps
     "again": (
         Stage(1.00, EVEN, ALL, frozen=SEEING, rate=lambda progress: 0.6 * cosine(progress), looking=TOLD),
     ),

@@ -15,6 +15,7 @@ each): 85.5 %. With the heads alone, and free to move otherwise: 48.0 %.
 """
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,7 @@ def learn(
 
     def teach(name: str, steps: int, frozen: tuple[str, ...], begin: int) -> float:
         learner.freeze(("was", *frozen))
+        value = math.nan
         for step in (bar := trange(steps, desc=name, disable=team.rank() > 0 or not show)):
             loss = learner.working.loss(*sight.batch(processor, seed, begin + step, lessons=LESSONS, pages=PAGES))
             loss.backward()
