@@ -1,4 +1,4 @@
-"""How busy the experts are, as minivl2/training/loop.py measures it, and who teaches to see. The loop itself: test_training.py."""
+"""How busy the experts are, as minivl2/training/loop.py measures it, and who teaches to see. The loop: test_training.py."""
 
 import pytest
 import torch
