@@ -57,6 +57,21 @@ def test_a_thing_is_shown_by_the_tokens_it_covers_a_tenth_of(processor):
     assert tokens_with(processor, shown, " blue") == tokens_with(processor, shown, " framed") == []
 
 
+def test_each_thing_has_one_middle(processor):
+    """Tokens are of 16 pixels, four in a row. Two middles lie on token 5, one on 6. A page of letters has none to tell."""
+    two = ("red", "circle", (16, 16, 33, 32)), ("blue", "star", (17, 17, 24, 30))
+    shown = shown_things(processor, scene(56, 56, *two, ("red", "square", (28, 10, 44, 40))))
+    assert shown.middles.tolist() == [0, 0, 0, 0, 0, 2, 1, *[0] * 9]
+    assert (nothing(Window(processor, (56, 56), (1, 1), 0), processor).middles == IGNORED).all()
+
+
+def test_a_tile_has_the_middles_that_lie_on_it(processor):
+    """Of two tiles side by side the first shows a thing's middle, the second only its right end."""
+    wide = scene(112, 56, ("red", "circle", (30, 16, 62, 32)))
+    assert shown_things(processor, wide, (2, 1), 1).middles.sum() == 1
+    assert shown_things(processor, wide, (2, 1), 2).middles.sum() == 0
+
+
 def test_its_edges_are_the_numbers_of_the_box_notation(processor):
     shown = shown_things(processor, scene(56, 56, ("red", "circle", (16, 16, 33, 32))))
     assert shown.edges[5].tolist() == [round(edge / 56 * 999) for edge in (16, 16, 33, 32)]

@@ -313,7 +313,8 @@ axis.set(xlim=(0, 360), ylim=(0, 1), xticks=range(0, 361, 60),
 # %% [markdown]
 # It looks. And it cuts a circle without borders into words, with narrow seams where it wavers. Most of these colours it
 # has never seen on a thing: its world paints a red thing always with the same red. What to call the others nobody has
-# told it, and not all are called as you would call them: in a yellowish green, near 92 degrees, it sees some purple.
+# told it. In a yellowish green, near 88 degrees, no word fits, and the white gap is another one: `big`, with which its
+# descriptions begin.
 #
 # Now take away what the question is about, or the picture altogether:
 
@@ -335,11 +336,11 @@ for (name, shown), above, below in zip(cases.items(), *axes, strict=True):
 figure.suptitle(question, fontsize=10);
 
 # %% [markdown]
-# Of two stars it names one, red, and is no less sure. Where there is no star, it names a colour nevertheless. When a colour
-# was asked for in its training, the thing was always there: it has never met "there is none" as an answer to this question,
-# and a colour is what would be said. **That is all it knows: what would be said.** Large models do the same, more
+# Of two stars it names one, blue, and is hardly less sure. Where there is no star, it names a colour nevertheless, twice in
+# three times. When a colour was asked for in its training, the thing was always there: it has never met "there is none" as an
+# answer to this question, and a colour is what would be said. **That is all it knows: what would be said.** Large models do the same, more
 # eloquently, and then it is called hallucination. Before the empty picture it is at a loss, and leans to what it says where
-# something is missing: `no`, `none`, `0`, or the `n` that such a word begins with. It has never been shown a picture with
+# something is missing: `no`, `none`, or the `n` that such a word begins with. It has never been shown a picture with
 # nothing in it. And with no picture, it says nothing at all: `(end)`.
 #
 # What is a blind guess worth? It depends on the question. With eight colours one guess in eight is right; with yes and
@@ -454,8 +455,8 @@ for text in ("how many things are there?", "what does the picture show?"):
     print(f"{text:<30}{ask(text, dusk)}")
 
 # %% [markdown]
-# The age and the tax it finds, in their row and their column; for the highest cost it says the row of the lowest. Of seven
-# things it says six, the most it ever had to count. And the evening it describes as it describes everything, in things of
+# The age it finds, in its row and its column; the tax it says is that of the row above, and for the highest cost it says the
+# row of the lowest. Of seven things it says six, the most it ever had to count. And the evening it describes as it describes everything, in things of
 # its world, of which none is there. It does not know that it does not know.
 #
 # How good it is at all that it was taught, a file says that lies beside the model: on pictures it had never seen, a

@@ -43,6 +43,7 @@ class Shown(NamedTuple):
     words: Tensor       # (P', V) 1.0 where the token shows the word
     written: Tensor     # (P',) bool, True where letters are
     edges: Tensor       # (P', 4) left, top, right, bottom of the thing in 0..999 of the picture, or IGNORED
+    middles: Tensor     # (P',) of how many things the middle lies on it, or IGNORED where there are letters instead
     letters: Tensor     # (P', r*r*SLOTS) index into CHARACTERS, NO_CHARACTER, or IGNORED where nobody could read
     things: Tensor      # (P, 3) colour, shape and size of the thing, as places in NAMES, or IGNORED
     reach: Tensor       # (P, 4) from the patch's middle to where the thing ends left, above, right and below, in patches
@@ -138,19 +139,25 @@ def nothing(window: Window, processor: Processor) -> Shown:
     return Shown(torch.zeros(tokens, processor.tokenizer.get_vocab_size()),
                  torch.zeros(tokens, dtype=torch.bool),
                  torch.full((tokens, 4), IGNORED),
+                 torch.full((tokens,), IGNORED),
                  torch.full((tokens, window.ratio**2 * SLOTS), NO_CHARACTER),
                  torch.full((patches, len(NAMES)), IGNORED),
                  torch.zeros(patches, 4))
 
 
 def show_things(shown: Shown, window: Window, processor: Processor, scene: Scene, edges: bool) -> None:
-    """A token shows the thing that covers most of it, if that is a tenth of it or more; a patch, if it is three tenths."""
+    """A token shows the thing that covers most of it, if that is a tenth of it or more; a patch, if it is three tenths. And
+    a token has the middles that lie on it."""
     for token, thing in window.mostly(scene.things, window.patch * window.ratio, window.side, 0.1).items():
         marked = scene.marked is not None and thing is scene.things[scene.marked]
         names = (thing.colour, thing.shape, thing.size, *["framed"] * marked)
         shown.words[token, [id for name in names for id in spellings(processor.tokenizer, name)]] = 1
         if edges:
             shown.edges[token] = torch.tensor(per_mille(thing.box, scene))
+    shown.middles.zero_()
+    for x1, y1, x2, y2 in (thing.box for thing in scene.things):
+        if at := window.patch_at((x1 + x2) / 2, (y1 + y2) / 2):
+            shown.middles[at[0]] += 1
     for patch, thing in window.mostly(scene.things, window.patch, window.grid, 0.3).items():
         names = (thing.colour, thing.shape, thing.size)
         shown.things[patch] = torch.tensor([[*words].index(name) for words, name in zip(NAMES.values(), names, strict=True)])

@@ -12,6 +12,8 @@ the time every visual token is asked directly what it shows (shown.py):
     said       the same of what the decoder's last layer fetches from the token, by the head that will fetch what is
                said next; and of the four heads that will fetch the edges of boxes (looking.py), the digits these begin with
     edges      where the thing it shows begins and ends
+    middles    of how many things the middle lies on it. Several tokens show a thing, it has one middle: adding them up is
+               counting
     letters    which characters stand on each of its patches, from left to right
 
 And the patches themselves are asked, before the projector. So near to the pixels it is learned sooner, and what the
@@ -21,8 +23,8 @@ patches know is then easier to keep:
                steps the tokens, too, tell shapes for 0.27 nats instead of 0.72
     glyphs     the letters: two thirds of them became four fifths
 
-The heads for edges, letters, things and glyphs are thrown away. The embeddings stay, and so does what the last layer
-fetches: when the decoder learns where to look, there is something to be found.
+The heads for edges, middles, letters, things and glyphs are thrown away. The embeddings stay, and so does what the last
+layer fetches: when the decoder learns where to look, there is something to be found.
 
 How an eye goes on learning when a decoder has learned to read it is told in sharper.py.
 """
@@ -45,8 +47,8 @@ from minivl2.training.tokenizer import spans, spellings
 BATCH = 32              # tiles a step
 RATE = 1e-2             # of Muon: eyes learn well at a rate that is too high for the decoder
 # What is easy has little weight: colours would drown shapes.
-WEIGHTS = {"colour": 0.3, "shape": 2, "size": 1, "words": 0.5, "digits": 4, "edges": 30, "letters": 16,
-           "patch colour": 0.3, "patch shape": 4, "patch size": 1, "reach": 20, "glyphs": 48}
+WEIGHTS = {"colour": 0.3, "shape": 2, "size": 1, "words": 0.5, "digits": 4, "edges": 30, "middles": 10,
+           "letters": 16, "patch colour": 0.3, "patch shape": 4, "patch size": 1, "reach": 20, "glyphs": 48}
 
 
 class Eye(nn.Module):
@@ -102,6 +104,7 @@ class Sight(Eye):
         self.embed = model.decoder.embed
         self.norm, self.attn = model.decoder.layers[-1].attn_norm, model.decoder.layers[-1].attn
         self.heads, self.rotation = model.config.language.num_attention_heads, model.decoder.rotation
+        self.head_middles = nn.Linear(model.config.language.hidden_size, 1)
         self.head_scale = nn.Parameter(torch.tensor([10.0, 8.0]).log())     # how sharply words are told apart: seen, said
         self.names = {name: [spellings(processor.tokenizer, word)[0] for word in words] for name, words in NAMES.items()}
         self.digits = [spans(processor.tokenizer, digit)[0][0] for digit in "0123456789"]
@@ -117,6 +120,8 @@ class Sight(Eye):
             match = (vector @ self.embed.weight.T).float()                                          # (n, V)
             losses |= {told + name: choice_loss(match[:, ids], words[:, ids]) for name, ids in self.names.items()}
             losses[told + "words"] = choice_loss(match[written], words[written])
+        middles, asked = shown.middles.flatten(), shown.middles.flatten() != IGNORED
+        losses["middles"] = (self.head_middles(tokens[asked])[:, 0].float() - middles[asked]).square()
         digits = (fetched[found, :4] @ self.embed.weight[self.digits].T).float()                    # (found, 4, 10)
         losses["digits"] = F.cross_entropy(digits.flatten(0, 1), edges[found].flatten() // 100, reduction="none")
         return losses
