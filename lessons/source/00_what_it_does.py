@@ -336,8 +336,8 @@ for (name, shown), above, below in zip(cases.items(), *axes, strict=True):
 figure.suptitle(question, fontsize=10);
 
 # %% [markdown]
-# Of two stars it names one, blue, and is hardly less sure. Where there is no star, it names a colour nevertheless, twice in
-# three times. When a colour was asked for in its training, the thing was always there: it has never met "there is none" as an
+# Of two stars it names one, blue, and is hardly less sure. Where there is no star, it names a colour nevertheless, less
+# sure. When a colour was asked for in its training, the thing was always there: it has never met "there is none" as an
 # answer to this question, and a colour is what would be said. **That is all it knows: what would be said.** Large models do the same, more
 # eloquently, and then it is called hallucination. Before the empty picture it is at a loss, and leans to what it says where
 # something is missing: `no`, `none`, or the `n` that such a word begins with. It has never been shown a picture with
@@ -456,8 +456,8 @@ for text in ("how many things are there?", "what does the picture show?"):
 
 # %% [markdown]
 # The age it finds, in its row and its column; the tax it says is that of the row above, and for the highest cost it says the
-# row of the lowest. Of seven things it says six, the most it ever had to count. And the evening it describes as it describes everything, in things of
-# its world, of which none is there. It does not know that it does not know.
+# row of the lowest. Of seven things it says six, the most it ever had to count. And the evening it describes as it
+# describes everything, in things of its world, of which none is there. It does not know that it does not know.
 #
 # How good it is at all that it was taught, a file says that lies beside the model: on pictures it had never seen, a
 # hundred questions of each kind (of *largest*, ninety). The score is green; the thin bar is a blind guess.
