@@ -70,17 +70,17 @@ def test_of_an_empty_tile_only_letters_are_asked_that_there_are_none():
 
 
 def test_tokens_are_asked_of_how_many_things_they_hold_the_middle():
-    """An eye that says 1 of every token is wrong by 1 where none lies, right where one does. Of letters nothing is asked."""
+    """An eye that says 3 of every token is wrong by 3 where none lies, by 2 where one does. Of letters nothing is asked."""
     trainer = make()
     asked = sight.Sight(trainer.model, trainer.processor)
     tiles, told = sight.batch(trainer.processor, 0, 0, lessons=((1.0, {"crowd": 1, "page": 1}),))
     with torch.no_grad():
         asked.head_middles.weight.zero_()
-        asked.head_middles.bias.fill_(1)
+        asked.head_middles.bias.fill_(3)
         loss = asked.losses(tiles, told)["middles"].item()
     middles = [n for n in told.middles.flatten().tolist() if n != IGNORED]
     assert 0 < len(middles) < told.middles.numel() and sum(middles) > 0
-    assert loss == pytest.approx(sum((1 - n) ** 2 for n in middles) / len(middles))
+    assert loss == pytest.approx(sum((3 - n) ** 2 for n in middles) / len(middles))
 
 
 def test_patches_are_asked_what_thing_is_on_them_and_how_far_it_reaches():

@@ -15,15 +15,13 @@ each): 85.5 %. With the heads alone, and free to move otherwise: 48.0 %.
 """
 
 import copy
-import math
 
 import torch
 from torch import Tensor, nn
-from tqdm import trange
 
 from minivl2.model import DeepSeekVL2
 from minivl2.processor import Processor
-from minivl2.training import optimizers, sight, team
+from minivl2.training import optimizers, sight
 from minivl2.training.shown import Lessons, Shown
 
 # An eye that reads already: most of all what it misreads.
@@ -76,18 +74,10 @@ def learn(
     whole = Sharper(model)
     learner = optimizers.Learner(whole, getattr(torch, dtype), optimizers.fast(whole, RATE))
 
-    def teach(name: str, steps: int, frozen: tuple[str, ...], begin: int) -> float:
-        learner.freeze(("was", *frozen))
-        value = math.nan
-        for step in (bar := trange(steps, desc=name, disable=team.rank() > 0 or not show)):
-            loss = learner.working.loss(*sight.batch(processor, seed, begin + step, lessons=LESSONS, pages=PAGES))
-            loss.backward()
-            learner.step(optimizers.rate(step / steps))
-            learner.hand_out()
-            value = team.total(loss.detach().double()).item() / team.size()
-            if step % 10 == 0:
-                bar.set_postfix(loss=f"{value:.2f}")
-        return value
+    def lesson(step: int) -> tuple[Tensor, Shown]:
+        return sight.batch(processor, seed, step, lessons=LESSONS, pages=PAGES)
 
-    teach("listening to what it sees", listening, ("vision", "projector"), steps)
-    return teach("learning to see sharper", steps, HEADS, 0)
+    learner.freeze(("was", "vision", "projector"))
+    sight.teach(learner, lambda step: lesson(steps + step), listening, "listening to what it sees" if show else "")
+    learner.freeze(("was", *HEADS))
+    return sight.teach(learner, lesson, steps, "learning to see sharper" if show else "")

@@ -31,6 +31,7 @@ How an eye goes on learning when a decoder has learned to read it is told in sha
 
 import itertools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -173,16 +174,23 @@ def learn(
     read = any(kind in WRITTEN for _, kinds in lessons for kind in kinds)
     whole = Sight(model, processor, read)
     learner = optimizers.Learner(whole, getattr(torch, dtype), optimizers.fast(whole, RATE))
+    value = teach(learner, lambda step: batch(processor, seed, step, step / steps, lessons), steps,
+                  "learning to see" if show else "")
+    settle(model, processor)
+    return value
+
+
+def teach(learner: optimizers.Learner, lesson: Callable[[int], tuple[Tensor, Shown]], steps: int, name: str) -> float:
+    """Take so many steps, with a progress bar of this name, or none for "". Returns the last loss."""
     value = math.nan
-    for step in (bar := trange(steps, desc="learning to see", disable=team.rank() > 0 or not show)):
-        loss = learner.working.loss(*batch(processor, seed, step, step / steps, lessons))
+    for step in (bar := trange(steps, desc=name, disable=team.rank() > 0 or not name)):
+        loss = learner.working.loss(*lesson(step))
         loss.backward()
         learner.step(optimizers.rate(step / steps))
         learner.hand_out()
         value = team.total(loss.detach().double()).item() / team.size()
         if step % 10 == 0:
             bar.set_postfix(loss=f"{value:.2f}")
-    settle(model, processor)
     return value
 
 
