@@ -41,6 +41,7 @@ class Shown(NamedTuple):
     """What the P' visual tokens of a tile show, and its P patches."""
 
     words: Tensor       # (P', V) 1.0 where the token shows the word
+    rows: Tensor        # (P', r, V) the same of words that are written, for each row of the token's patches
     written: Tensor     # (P',) bool, True where letters are
     edges: Tensor       # (P', 4) left, top, right, bottom of the thing in 0..999 of the picture, or IGNORED
     middles: Tensor     # (P',) of how many things the middle lies on it, or IGNORED where there are letters instead
@@ -137,6 +138,7 @@ def draw(
 def nothing(window: Window, processor: Processor) -> Shown:
     tokens, patches = window.side**2, window.grid**2
     return Shown(torch.zeros(tokens, processor.tokenizer.get_vocab_size()),
+                 torch.zeros(tokens, window.ratio, processor.tokenizer.get_vocab_size()),
                  torch.zeros(tokens, dtype=torch.bool),
                  torch.full((tokens, 4), IGNORED),
                  torch.full((tokens,), IGNORED),
@@ -180,8 +182,10 @@ def show_lines(shown: Shown, window: Window, processor: Processor, lines: tuple[
             for id, (start, end) in spans(processor.tokenizer, before + line.text):
                 for i in range(max(start - len(before), 0), end - len(before)):
                     if seen[i] and line.text[i] != " ":
-                        shown.words[seen[i][0], id] = 1
-                        shown.written[seen[i][0]] = True
+                        token, patch = seen[i]
+                        shown.words[token, id] = 1
+                        shown.rows[token, patch // window.ratio, id] = 1
+                        shown.written[token] = True
 
 
 def by_patch(letters: Tensor, patches: int) -> Tensor:
