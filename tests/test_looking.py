@@ -18,7 +18,7 @@ from minivl2.attention import attend, shares
 from minivl2.places import LOCAL, places
 from minivl2.toyworld.lettering import Line
 from minivl2.toyworld.things import COLOURS, DIAMETER, SHAPES, Scene, Thing
-from minivl2.training import curriculum, looking, loop
+from minivl2.training import curriculum, growth, looking, loop
 from minivl2.training.curriculum import Stage
 from minivl2.training.tokenizer import spans
 
@@ -26,13 +26,23 @@ WRITTEN = ("text", "documents", "tables", "charts")
 PICTURES = st.sampled_from([(kind, grid) for kind in WRITTEN for grid in dict.fromkeys(toyworld.GRIDS[kind])])
 
 
+def with_layers(layers):
+    small = make()
+    language = dataclasses.replace(small.model.config.language, num_hidden_layers=layers)
+    model = minivl2.build(dataclasses.replace(small.model.config, language=language))
+    return loop.Trainer(model, small.processor, small.plan)
+
+
 @pytest.fixture(scope="module")
 def trainer():
     """Of four layers, so that the last three are not all."""
-    small = make()
-    language = dataclasses.replace(small.model.config.language, num_hidden_layers=4)
-    model = minivl2.build(dataclasses.replace(small.model.config, language=language))
-    return loop.Trainer(model, small.processor, small.plan)
+    return with_layers(4)
+
+
+@pytest.fixture(scope="module")
+def deep():
+    """Of five: the last one looks closer."""
+    return with_layers(5)
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +248,7 @@ def test_every_token_of_an_answer_looks_at_its_own_piece(processor, seed, which)
     sample = toyworld.draw(seed, *which)
     view = looking.View(processor, sample)
     for question in sample.questions:
-        *shown, (_, end) = looking.where(processor, view, question)
+        *shown, (_, end, _) = looking.where(processor, view, question)
         assert not end.any()
         wanted, at = [set() for _ in question.answer], 0            # of each character
         edges = [0 for _ in question.answer]
@@ -249,12 +259,60 @@ def test_every_token_of_an_answer_looks_at_its_own_piece(processor, seed, which)
                 if box and box[0] < box[2] and piece.isdigit():     # where in the picture: for the global view to say
                     wanted[i] -= {*view.local.nonzero()[0]}
             at += len(piece)
-        for (_, (first, last)), (edge, tokens) in zip(spans(processor.tokenizer, question.answer), shown, strict=True):
+        for (_, (first, last)), (edge, tokens, _) in zip(spans(processor.tokenizer, question.answer), shown, strict=True):
             if tokens is None:
                 assert wanted[first:last] == [None] * 2             # "]]"
             else:
                 assert set(tokens.nonzero()[0].tolist()) == set().union(*wanted[first:last])
             assert edge == max(edges[first:last], default=0)
+
+
+def row_of(processor, sample, middle):
+    """In which row of patches of its visual token a letter stands, by its place among all patches."""
+    cfg = processor.config
+    x, y = middle
+    patch, = (place for place in places(sample.images[0].size, sample.grid, cfg.tile, cfg.patch_size, 1)
+              if place.view == LOCAL and place.in_picture
+              and place.in_picture[0] <= x < place.in_picture[2] and place.in_picture[1] <= y < place.in_picture[3])
+    return patch.row % (cfg.tile // cfg.patch_size) % 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), which=PICTURES)
+def test_closer_a_character_is_looked_for_in_its_row(processor, seed, which):
+    sample = toyworld.draw(seed, *which)
+    view = looking.View(processor, sample)
+    for question in sample.questions:
+        *shown, (_, _, rows) = looking.where(processor, view, question)
+        assert not rows
+        wanted, at = [[set(), set()] for _ in question.answer], 0          # of each character
+        for piece, box, _ in question.seen:
+            at = question.answer.index(piece, at)
+            for i in range(at, at + len(piece)):
+                wanted[i][row_of(processor, sample, box[:2])] = shown_by(processor, sample, box)
+            at += len(piece)
+        for (_, (first, last)), (_, tokens, rows) in zip(spans(processor.tokenizer, question.answer), shown, strict=True):
+            both = [set().union(*row) for row in zip(*wanted[first:last], strict=True)]
+            assert [set(row.nonzero()[0].tolist()) for row in rows] == both or not (rows or any(both))
+            assert set(tokens.nonzero()[0].tolist()) == set.union(*both)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), which=PICTURES.filter(lambda which: which[0] in ("tables", "documents")))
+def test_each_row_of_a_token_looks_left_at_what_stands_beside_it_or_at_itself(processor, seed, which):
+    sample = toyworld.draw(seed, *which)
+    view, beside = looking.View(processor, sample), [line for line in sample.written if line.left]
+    shown = {line: set().union(*(shown_by(processor, sample, middle * 2) for middle in line.middles))
+             for line in sample.written}
+    found = looking.rows_apart(view, dict(zip(sample.written, view.letters(sample.written), strict=True)),
+                               [(line, line.left) for line in beside])
+    for row, looks in enumerate(found):
+        mine = [line for line in beside if row_of(processor, sample, line.middles[0]) == row]
+        wanted = [(token, sorted(seen for seen in shown[line.left] if seen <= token))
+                  for line in mine for token in shown[line]]
+        idle = set().union(*(shown[line] for line in beside)) - {token for token, _ in wanted}
+        assert sorted((token, tokens.nonzero()[0].tolist()) for token, tokens in looks) == sorted(
+            wanted + [(token, [token]) for token in idle])
 
 
 @settings(max_examples=60, deadline=None)
@@ -275,20 +333,22 @@ def test_what_belongs_to_something_looks_at_what_of_it_came_before(processor, se
 def test_looks_ask_the_token_before_and_show_visual_tokens_or_themselves(processor, kind):
     stage = Stage(1.0, {kind: 1}, tuple(toyworld.GRIDS[kind]), looking=1.0, boxes=True)
     lesson = curriculum.lesson(processor, 0, 0, stage, 4)
-    batch, (names, said, left, above, *answers) = lesson.batch, lesson.told
+    batch, (names, said, left, above, *answers), (upper, lower) = lesson.batch, lesson.told[:8], lesson.told[-2:]
     for looks in lesson.told:
         assert (looks.shows.sum(1) > 0).all()
         elsewhere = looks.shows & ~batch.image_mask[looks.rows]
-        assert looks is names or looks is answers[0] or not elsewhere.any()
+        assert any(looks is one for one in (names, answers[0], upper, lower)) or not elsewhere.any()
         absent = elsewhere.any(1)                                   # what a name names is not there, or nothing more is
         assert (looks.shows[absent].sum(1) == 1).all() and looks.shows[absent, looks.queries[absent]].all()
         last = (looks.shows * torch.arange(looks.shows.shape[1])).amax(1) if len(looks.rows) else looks.queries
         assert (last <= looks.queries).all()                        # nobody is told to look at what is still to come
-    assert all(batch.learned[looks.rows, looks.queries].all() for looks in answers)
+    assert all(batch.learned[looks.rows, looks.queries].all() for looks in (*answers, upper, lower))
+    assert torch.equal(upper.queries, lower.queries) and (len(upper.rows) > 0) == (kind in WRITTEN)
     queries, shows = (torch.cat([getattr(looks, name) for looks in answers]) for name in ("queries", "shows"))
     found = ~shows[torch.arange(len(queries)), queries]
     assert torch.equal(said.queries, queries[found] + 1) and torch.equal(said.shows, shows[found])
-    assert all(batch.image_mask[ties.rows, ties.queries].all() for ties in (left, above))
+    assert all(batch.image_mask[ties.rows, ties.queries].all()
+               for ties in (left, above, lesson.told.upper_left, lesson.told.lower_left))
     pieces, *edges = (len(looks.rows) > 0 for looks in answers)
     assert pieces == (kind != "pairs") and edges == [kind == "grounding"] * 3
     assert not batch.image_mask[names.rows, names.queries].any()
@@ -345,8 +405,10 @@ def told(trainer, step=0, kind="tables"):
 
 
 @pytest.mark.parametrize("kind", ["tables", "grounding"])
-def test_the_loss_is_that_of_one_head_each(trainer, monkeypatch, kind):
-    """Each weight by a plain softmax, tokens one by one."""
+@pytest.mark.parametrize("layers", [4, 5])
+def test_the_loss_is_that_of_one_head_each(request, monkeypatch, kind, layers):
+    """Each weight by a plain softmax, tokens one by one. Of five layers, the last looks closer."""
+    trainer = request.getfixturevalue("deep" if layers == 5 else "trainer")
     lesson, calls = told(trainer, kind=kind), []
 
     def heard(q, k, seen, scale):
@@ -354,13 +416,17 @@ def test_the_loss_is_that_of_one_head_each(trainer, monkeypatch, kind):
         return shares(q, k, seen, scale)
 
     monkeypatch.setattr("minivl2.training.looking.shares", heard)
-    with looking.last_layers(trainer.model) as given:
+    with looking.listening(trainer.model) as given:
         trainer.model.loss(lesson.batch)
-    wanted = 0.0
-    (first, before, last), (names, said, left, above, *edges) = calls[-3:], lesson.told
-    for (q, k, seen, scale), head, looks in (
-            (first, 0, names), (first, 0, said), (before, 1, left), (before, 0, above),
-            *((last, edge, looks) for edge, looks in enumerate(edges))):
+    wanted, told_ = 0.0, lesson.told
+    assert len(calls) == layers - 1
+    first, second, third, *closer = calls
+    heads = [(first, 0, told_.names), (first, 0, told_.said), (second, 1, told_.left), (second, 0, told_.above),
+             (third, 0, told_.answers), (third, 1, told_.top), (third, 2, told_.right), (third, 3, told_.bottom)]
+    for fourth in closer:
+        heads += [(third, 1, told_.upper_left), (third, 2, told_.lower_left),
+                  (fourth, 0, told_.upper), (fourth, 1, told_.lower)]
+    for (q, k, seen, scale), head, looks in heads:
         each = []
         for row, query, shows in zip(looks.rows.tolist(), looks.queries.tolist(), looks.shows, strict=True):
             scores = [math.exp(q[row, head, query].dot(k[row, head, s]) * scale) if seen[row, 0, query, s] else 0.0
@@ -373,7 +439,7 @@ def test_the_loss_is_that_of_one_head_each(trainer, monkeypatch, kind):
 
 def test_listening_changes_nothing_and_leaves_nothing_behind(trainer):
     lesson = told(trainer)
-    with looking.last_layers(trainer.model):
+    with looking.listening(trainer.model):
         heard = trainer.model.loss(lesson.batch).total
     assert torch.equal(heard, trainer.model.loss(lesson.batch).total)
     for layer in trainer.model.decoder.layers:
@@ -397,12 +463,23 @@ def test_guided_attention_falls_where_it_should_and_all_other_as_it_did(guidance
     assert_close(guided, wanted)
 
 
-def test_every_head_that_is_told_is_guided(trainer):
+@pytest.mark.parametrize(("which", "count"), [("trainer", 8), ("deep", 12)])
+def test_every_head_that_is_told_is_guided(request, which, count):
+    trainer = request.getfixturevalue(which)
     lesson = told(trainer)
     for guidance in (0.5, 0.0):
-        with looking.last_layers(trainer.model, lesson.told, guidance) as given:
-            guides = {((layer, head), id(looks)) for layer in (-3, -2, -1) for head, looks in given[layer].told}
-        assert guides == ({*zip(looking.HEADS, map(id, lesson.told), strict=True)} if guidance else set())
+        with looking.listening(trainer.model, lesson.told, guidance) as heard:
+            assert len(heard) == count
+            for (given, head), looks in zip(heard, lesson.told, strict=False):
+                assert ((head, id(looks)) in [(head, id(looks)) for head, looks in given.told]) == (guidance > 0)
+            layers = {id(given): given for given, _ in heard}.values()
+            assert sum(len(given.told) for given in layers) == count * (guidance > 0)
+
+
+@pytest.mark.parametrize(("layers", "first"), [(3, 0), (4, 1), (5, 1), (7, 3)])
+def test_the_last_layers_are_told(layers, first):
+    told = looking.heads(with_layers(layers).model)
+    assert sorted({layer for layer, _ in told}) == [*range(first, layers)] and len(told) == (12 if layers > 4 else 8)
 
 
 def test_guidance_fades(monkeypatch):
@@ -418,22 +495,26 @@ def test_what_was_heard_is_what_mixed_the_values(trainer, latent):
     lesson, mixed = told(trainer), []
     attention = model.decoder.layers[-1].attn
     attention.o_proj.register_forward_pre_hook(lambda _, inputs: mixed.append(inputs[0]))
-    with looking.last_layers(model) as given:
+    with looking.listening(model) as heard:
         loss = model.loss(lesson.batch).total
+    last, _ = heard[-1]
     real = lesson.batch.attention_mask.bool()
-    assert_close(given[-1].shares.sum(-1).transpose(1, 2)[real], torch.ones(int(real.sum()), given[-1].shares.shape[1]))
+    assert_close(last.shares.sum(-1).transpose(1, 2)[real], torch.ones(int(real.sum()), last.shares.shape[1]))
     assert_close(loss, model.loss(lesson.batch).total)
     assert_close(mixed[0], mixed[1])
 
 
-def test_where_to_look_is_learned(monkeypatch):
-    stage = Stage(1.0, {"charts": 1}, ((2, 1),), looking=1.0)
+@pytest.mark.parametrize(("kind", "layers"), [("charts", 0), ("tables", 2)])
+def test_where_to_look_is_learned(monkeypatch, kind, layers):
+    """Also by layers that were added, so that there is one to look closer."""
+    stage = Stage(1.0, {kind: 1}, ((2, 1),), looking=1.0)
     monkeypatch.setitem(curriculum.COURSES, "told", (stage,))
     trainer = make(steps=40, course="told")
+    trainer = loop.Trainer(growth.deepened(trainer.model, decoder=layers), trainer.processor, trainer.plan)
     lesson = curriculum.lesson(trainer.processor, 0, 0, stage, 3)
 
     def lost():
-        with torch.no_grad(), looking.last_layers(trainer.model) as given:
+        with torch.no_grad(), looking.listening(trainer.model) as given:
             trainer.model.loss(lesson.batch)
             return looking.loss(given, lesson.told).item()
 

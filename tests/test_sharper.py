@@ -42,8 +42,9 @@ def test_while_the_heads_listen_nothing_else_learns_and_afterwards_they_do_not(m
     monkeypatch.setattr(sharper.optimizers.Learner, "step", watched)
     trainer = make()
     sharper.learn(trainer.model, trainer.processor, 0, steps=2, show=False, listening=2)
-    assert {name.split(".")[0] for name in steps[1]} == {"head_letters", "head_edges", "head_glyphs", "head_things"}
-    assert {name.split(".")[0] for name in steps[3]} == {"vision", "projector", "head_glyphs", "head_things"}
+    others = {"head_glyphs", "head_things", "head_rows", "head_scale"}
+    assert {name.split(".")[0] for name in steps[1]} == {"head_letters", "head_edges", *others}
+    assert {name.split(".")[0] for name in steps[3]} == {"vision", "projector", *others}
 
 
 def test_what_is_kept_is_the_distance_from_what_the_tokens_were():
@@ -57,6 +58,23 @@ def test_what_is_kept_is_the_distance_from_what_the_tokens_were():
         kept = asked.losses(tiles, shown)["keep"]
     variance = sum(((column - column.mean()) ** 2).sum() / (len(column) - 1) for column in tokens.T) / tokens.shape[1]
     torch.testing.assert_close(kept, 0.3**2 / variance)
+
+
+def test_what_is_asked_of_rows_is_which_words_are_written_in_each():
+    """-log of the part that falls on the words of a row, of each alike, row by row."""
+    trainer = make()
+    asked = sharper.Sharper(trainer.model)
+    tiles, shown = sight.batch(trainer.processor, 0, 0, lessons=((1.0, {"tables": 1}),))
+    assert (shown.rows.any(-1).sum(-1) == 2).any()          # two lines of a table in one token
+    with torch.no_grad():
+        loss = asked.losses(tiles, shown)["rows"]
+        tokens = asked.projector(asked.vision(tiles)).flatten(0, 1)
+        each = []
+        for token, rows in zip(tokens, shown.rows.flatten(0, 1), strict=True):
+            for said, words in zip(asked.head_rows(token).chunk(2), rows, strict=True):
+                chances = (asked.embed.weight @ said * asked.head_scale.exp()).softmax(0)
+                each += [-chances[words.bool()].log().mean()] * bool(words.any())
+    torch.testing.assert_close(loss, torch.stack(each).mean())
 
 
 def test_it_moves_less_when_it_is_kept(monkeypatch):

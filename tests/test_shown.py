@@ -119,6 +119,25 @@ def test_all_tiles_together_show_every_character_once(data, processor):
     assert len(found) >= 0.9 * len(written)         # now and then three narrow letters share a patch, which has two places
 
 
+@settings(deadline=None, max_examples=30)
+@given(data=st.data())
+def test_a_written_word_is_in_the_rows_in_which_its_characters_are(data, processor):
+    """Character by character, from the piece of its line that it belongs to, with a blank before and without."""
+    sample = toyworld.draw(data.draw(st.integers(0, 10**6)), data.draw(st.sampled_from(["text", "documents", "tables"])))
+    window = Window(processor, sample.images[0].size, sample.grid, 1)
+    shown, wanted = nothing(window, processor), set()
+    show_lines(shown, window, processor, sample.written)
+    for line in sample.written:
+        for before in ("", " "):
+            for id, (start, end) in spans(processor.tokenizer, before + line.text):
+                for i in range(max(start - len(before), 0), end - len(before)):
+                    x, y = window.place(*line.middles[i])
+                    if 0 <= x < 56 and 0 <= y < 56 and line.text[i] != " ":
+                        wanted.add((int(y // 16) * 4 + int(x // 16), int(y % 16 // 8), id))
+    assert {*map(tuple, shown.rows.nonzero().tolist())} == wanted
+    assert torch.equal(shown.rows.amax(1), shown.words)
+
+
 # which patch shows which thing
 
 

@@ -326,7 +326,7 @@ def test_the_correction_bias_moves_by_its_step_toward_balance():
     gate = trainer.model.decoder.layers[1].mlp.gate
     before = gate.bias.clone()
     batch = trainer.plan.lesson_at(0, trainer.processor)
-    with looking.last_layers(trainer.model, batch.told, trainer.plan.guidance_at(0)):
+    with looking.listening(trainer.model, batch.told, trainer.plan.guidance_at(0)):
         experts = trainer.model.loss(batch.batch).routings[0].experts
     trainer.train_step(batch)
     load = experts.flatten().bincount(minlength=4).float()

@@ -513,7 +513,7 @@ for axis, one in zip(axes, wanted, strict=False):
 toy, toy_processor = minivl2.load(cli.default_weights())
 sample = toyworld.draw("where to look", "charts", (2, 1))
 questions = [q for q in sample.questions if q.ability == "chart"]
-layer, head = looking.HEADS[looking.Told._fields.index("answers")]
+layer, head = looking.heads(toy)[looking.Told._fields.index("answers")]
 config = toy_processor.config
 line = places(sample.images[0].size, sample.grid, config.tile, config.patch_size)
 which = [i for i, place in enumerate(line) if place.view == LOCAL and place.in_view]

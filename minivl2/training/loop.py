@@ -68,6 +68,7 @@ class Plan:
     variant: str = ""           # of the toy, by its name in ablations.py
     start: str = ""             # the checkpoint that is trained further; none: random weights
     deeper: int = 0             # so many layers more for its vision tower, before anything
+    closer: int = 0             # so many more for its decoder
 
     def see(self, model: DeepSeekVL2, processor: Processor, steps: int, show: bool = True) -> None:
         """Teach the model to see, before the steps."""
@@ -130,7 +131,7 @@ class Trainer:
         # Asked before the work, while all are here: afterwards the faster would wait for the slower once more.
         answers = batch.learned.sum()
         share = answers * team.size() / team.total(answers.clone())
-        with looking.last_layers(self.learner.working, where, self.plan.guidance_at(self.step)) as heard:
+        with looking.listening(self.learner.working, where, self.plan.guidance_at(self.step)) as heard:
             loss = self.learner.working.loss(batch)
         told = looking.loss(heard, where) if where else torch.zeros(())
         ((share - 1) * loss.text + loss.total + stage.looking * told).backward()
