@@ -398,18 +398,18 @@ def hiding(question: str, answer: str, steps: int = 15, side: int = 28) -> Tenso
 
 
 asked = ("what colour is the star?", "what colour is the circle?")
-figure, axes = plt.subplots(2, 5, figsize=(10.5, 4.2), layout="constrained")
-for row, question in zip(axes, asked, strict=True):
+figure, axes = plt.subplots(2, 6, figsize=(12, 4.1), layout="constrained")
+for (*row, last), question in zip(axes, asked, strict=True):
     first_word, line, attention = where_it_looks(question)
-    for layer, axis in enumerate(row[:4]):
+    for layer, axis in enumerate(row):
         figures.draw_heat(axis, picture, line, attention[layer], f"layer {layer + 1}")
     row[0].set_ylabel(f"{question}\n{first_word}", fontsize=8)
-    row[4].imshow(picture.convert("L"), cmap="gray", vmin=-80, vmax=335, extent=(0, 1, 1, 0))
-    shade = row[4].imshow(hiding(question, first_word), extent=(0, 1, 1, 0), cmap="inferno",
-                          vmin=0, vmax=1, alpha=0.6)
-    row[4].set(xticks=[], yticks=[])
-    row[4].set_title("hidden there", fontsize=9)
-figure.colorbar(shade, ax=axes[:, 4], label="probability of the answer");
+    last.imshow(picture.convert("L"), cmap="gray", vmin=-80, vmax=335, extent=(0, 1, 1, 0))
+    shade = last.imshow(hiding(question, first_word), extent=(0, 1, 1, 0), cmap="inferno",
+                        vmin=0, vmax=1, alpha=0.6)
+    last.set(xticks=[], yticks=[])
+    last.set_title("hidden there", fontsize=9)
+figure.colorbar(shade, ax=axes[:, -1], label="probability of the answer");
 
 # %% [markdown]
 # In the first layer both look alike, and everywhere: there the last token of the line, a colon, has heard nothing of

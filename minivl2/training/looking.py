@@ -45,6 +45,7 @@ import numpy as np
 import torch
 from numpy import ndarray
 from torch import Tensor
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from minivl2.attention import attend, shares
@@ -59,6 +60,7 @@ from minivl2.toyworld.lettering import Line
 from minivl2.training import team
 from minivl2.training.tokenizer import spans
 
+FETCHED = 0.3   # the weight of what is fetched closer, beside that of where it is looked for
 MUCH = 0.25     # of what a visual token shows: a thing that covers so much of it is there to be seen
 Box = tuple[float, float, float, float]
 NOWHERE: Box = (np.nan,) * 4
@@ -266,6 +268,7 @@ class Given(TorchFunctionMode):
         if called is not attend:
             return called(*inputs, **(options or {}))
         q, k, v, seen, scale = inputs
+        self.values = v
         self.shares = guided = shares(q, k, seen, scale or q.shape[-1] ** -0.5)         # (B, H, T, S)
         for head, looks in self.told:
             who = looks.rows, torch.tensor(head), looks.queries
@@ -304,9 +307,27 @@ def loss(heard: list[tuple[Given, int]], told: Told) -> Tensor:
     """The sum of what each head looks past, a mean over the tokens of the whole team that are told; to be added up over the
     team, and divided by its size."""
     told = told[: len(heard)]
-    counts = team.total(torch.tensor([len(looks.rows) for looks in told])).clamp(min=1)
-    return sum(looked_past(given, head, looks).sum() * team.size() / n
-               for (given, head), looks, n in zip(heard, told, counts, strict=True))
+    return added_up([looked_past(given, head, looks) for (given, head), looks in zip(heard, told, strict=True)])
+
+
+def added_up(losses: Sequence[Tensor]) -> Tensor:
+    """The sum of their means over all that the whole team has of each, times what this process has part in it."""
+    counts = team.total(torch.tensor([len(each) for each in losses])).clamp(min=1)
+    return sum(each.sum() * team.size() / n for each, n in zip(losses, counts, strict=True))
+
+
+def fetched_loss(model: DeepSeekVL2, heard: list[tuple[Given, int]], told: Told, batch: Batch) -> Tensor:
+    """Of the heads that look closer: what each fetches where it should look is to say the next token, by itself."""
+    layer, losses = model.decoder.layers[-1].attn, []
+    for (given, head), looks in [*zip(heard, told, strict=True)][-2:] if len(heard) == len(told) else []:
+        found = ~looks.shows[torch.arange(len(looks.queries)), looks.queries]       # not those that look at themselves
+        rows, queries, shows = (t[found] for t in looks)
+        share = shows / shows.sum(-1, keepdim=True)
+        fetched = torch.einsum("ns,nsv->nv", share.to(given.values.dtype), given.values[rows, head])
+        W = layer.o_proj.weight.unflatten(1, (given.values.shape[1], -1))[:, head]                  # (D, v)
+        logits = model.decoder.head(fetched @ W.T).float()
+        losses.append(F.cross_entropy(logits, batch.labels[rows, queries + 1], reduction="none"))
+    return FETCHED * added_up(losses) if losses else torch.zeros(())
 
 def looked_past(given: Given, head: int, looks: Looks) -> Tensor:
     """-log of the part of each token's attention that falls where it should: (n,)"""

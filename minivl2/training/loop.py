@@ -133,7 +133,9 @@ class Trainer:
         share = answers * team.size() / team.total(answers.clone())
         with looking.listening(self.learner.working, where, self.plan.guidance_at(self.step)) as heard:
             loss = self.learner.working.loss(batch)
-        told = looking.loss(heard, where) if where else torch.zeros(())
+        told = torch.zeros(())
+        if where:
+            told = looking.loss(heard, where) + looking.fetched_loss(self.learner.working, heard, where, batch)
         ((share - 1) * loss.text + loss.total + stage.looking * told).backward()
         text, balance = team.total(torch.stack((share * loss.text, loss.balance)).detach().double()) / team.size()
         if not (text + balance).isfinite():
