@@ -437,13 +437,44 @@ def test_the_loss_is_that_of_one_head_each(request, monkeypatch, kind, layers):
     assert looking.loss(given, lesson.told).item() == pytest.approx(wanted, rel=1e-4)
 
 
-def test_listening_changes_nothing_and_leaves_nothing_behind(trainer):
+def test_what_is_fetched_closer_is_to_say_the_next_token(deep):
+    """One by one: the head's values where it should look, their mean, through its part of the last matrix, to words."""
+    lesson = told(deep)
+    with torch.no_grad(), looking.listening(deep.model, lesson.told) as heard:
+        deep.model.loss(lesson.batch)
+        lost = looking.fetched_loss(deep.model, heard, lesson.told, lesson.batch)
+        wanted, matrix = 0.0, deep.model.decoder.layers[-1].attn.o_proj.weight
+        for (given, head), looks in zip(heard[-2:], lesson.told[-2:], strict=True):
+            each = []
+            for row, query, shows in zip(looks.rows.tolist(), looks.queries.tolist(), looks.shows, strict=True):
+                if not shows[query]:
+                    fetched = given.values[row, head][shows].mean(0)
+                    mine = matrix[:, head * len(fetched) : (head + 1) * len(fetched)]
+                    chances = (deep.model.decoder.head.weight @ (mine @ fetched)).softmax(0)
+                    each.append(-chances[lesson.batch.labels[row, query + 1]].log().item())
+            wanted += looking.FETCHED * sum(each) / len(each)
+    assert lost.item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_of_four_layers_and_of_pictures_without_letters_nothing_is_fetched_closer(trainer, deep):
+    for learner, kind in ((trainer, "tables"), (deep, "grounding")):
+        lesson = told(learner, kind=kind)
+        with looking.listening(learner.model, lesson.told) as heard:
+            learner.model.loss(lesson.batch)
+            assert looking.fetched_loss(learner.model, heard, lesson.told, lesson.batch) == 0
+
+
+@pytest.mark.parametrize("which", ["trainer", "deep"])
+@pytest.mark.parametrize("fetched", [False, True])
+def test_listening_changes_nothing_and_leaves_nothing_behind(request, which, fetched):
+    trainer = request.getfixturevalue(which)
     lesson = told(trainer)
-    with looking.listening(trainer.model):
+    with looking.listening(trainer.model, lesson.told if fetched else None):
         heard = trainer.model.loss(lesson.batch).total
-    assert torch.equal(heard, trainer.model.loss(lesson.batch).total)
+    assert_close(heard, trainer.model.loss(lesson.batch).total)
     for layer in trainer.model.decoder.layers:
-        assert not layer.attn._forward_hooks and not layer.attn._forward_pre_hooks
+        for part in (layer.attn, layer.attn.o_proj):
+            assert not part._forward_hooks and not part._forward_pre_hooks
 
 
 @pytest.mark.parametrize("guidance", [0.25, 1.0])

@@ -22,7 +22,9 @@ answer is to be seen (`Question.seen`):
                 it got wrong, and for four in five of these said another digit of that token: it did not know which line.
                 Now characters in the upper row of the token's patches are fetched by one head, those in the lower by
                 another; and the head that has nothing to fetch looks at itself. Which row it is, the name beside it tells:
-                so in layer 3 visual tokens look left once more, by a head for each of their rows
+                so in layer 3 visual tokens look left once more, by a head for each of their rows. And what is fetched closer
+                is to say the next token by itself: told only where to look, after 4,500 steps both heads looked at the right
+                row, and what they brought from there told 64 of 100 digits, of which the layers before knew 82
 
 Each is a loss, -log of the attention that falls where it should, of one head that is chosen for it beforehand. The others
 are free, and how the layers below make it possible is left to them. (Were it the head that looks there most, whichever,
@@ -44,7 +46,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy import ndarray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -263,6 +265,7 @@ class Given(TorchFunctionMode):
     def __init__(self, guidance: float):
         super().__init__()
         self.guidance, self.told = guidance, []             # of head, Looks
+        self.fetched: Tensor | None = None                  # (n, D) what heads fetch alone, if that is asked for
 
     def __torch_function__(self, called, types, inputs=(), options=None):
         if called is not attend:
@@ -296,11 +299,35 @@ def listening(model: DeepSeekVL2, told: Told | None = None, guidance: float = 0.
         for (given, head), looks in zip(heard, told, strict=False):
             given.told.append((head, looks))
     hooks = [hook for layer, given in layers.items() for hook in overhear(model.decoder.layers[layer].attn, given)]
+    if told and len(heard) == len(told):
+        hooks += fetching(model.decoder.layers[-1].attn.o_proj, heard[-2:], told[-2:])
     try:
         yield heard
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def fetching(o_proj: nn.Linear, heard: list[tuple[Given, int]], told: Sequence[Looks]) -> list:
+    """Hooks by which the last matrix of an attention is also given what each of these heads would fetch alone, where it
+    should look: rows below the others, cut off again. (Of a model that is divided, the matrix is here only now.)"""
+    given, _ = heard[0]                 # they are of one layer
+
+    def below(_, inputs: tuple[Tensor]) -> Tensor:
+        (x,), H = inputs, given.values.shape[1]
+        alone = []
+        for (_, head), looks in zip(heard, map(away, told), strict=True):
+            share = looks.shows / looks.shows.sum(-1, keepdim=True)
+            fetched = torch.einsum("ns,nsv->nv", share.to(x.dtype), given.values[looks.rows, head])
+            alone.append(F.pad(fetched[:, None], (0, 0, head, H - 1 - head)).flatten(1))            # (n, H*v)
+        return torch.cat((x.flatten(0, 1), *alone))
+
+    def cut_off(_, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        B, T = given.values.shape[0], given.shares.shape[2]
+        given.fetched = output[B * T :]
+        return output[: B * T].unflatten(0, (B, T))
+
+    return [o_proj.register_forward_pre_hook(below), o_proj.register_forward_hook(cut_off)]
 
 
 def loss(heard: list[tuple[Given, int]], told: Told) -> Tensor:
@@ -317,17 +344,22 @@ def added_up(losses: Sequence[Tensor]) -> Tensor:
 
 
 def fetched_loss(model: DeepSeekVL2, heard: list[tuple[Given, int]], told: Told, batch: Batch) -> Tensor:
-    """Of the heads that look closer: what each fetches where it should look is to say the next token, by itself."""
-    layer, losses = model.decoder.layers[-1].attn, []
-    for (given, head), looks in [*zip(heard, told, strict=True)][-2:] if len(heard) == len(told) else []:
-        found = ~looks.shows[torch.arange(len(looks.queries)), looks.queries]       # not those that look at themselves
-        rows, queries, shows = (t[found] for t in looks)
-        share = shows / shows.sum(-1, keepdim=True)
-        fetched = torch.einsum("ns,nsv->nv", share.to(given.values.dtype), given.values[rows, head])
-        W = layer.o_proj.weight.unflatten(1, (given.values.shape[1], -1))[:, head]                  # (D, v)
-        logits = model.decoder.head(fetched @ W.T).float()
-        losses.append(F.cross_entropy(logits, batch.labels[rows, queries + 1], reduction="none"))
-    return FETCHED * added_up(losses) if losses else torch.zeros(())
+    """Of the heads that look closer: what each fetches where it should look is to say the next token, by itself. 0 of a
+    decoder that has none."""
+    closer = [away(looks) for looks in told[-2:]]
+    given, _ = heard[-1]
+    if given.fetched is None:
+        return torch.zeros(())
+    next_tokens = torch.cat([batch.labels[looks.rows, looks.queries + 1] for looks in closer])
+    each = F.cross_entropy(model.decoder.head(given.fetched).float(), next_tokens, reduction="none")
+    return FETCHED * added_up(each.split([len(looks.rows) for looks in closer]))
+
+
+def away(looks: Looks) -> Looks:
+    """Without those who are to look at themselves."""
+    found = ~looks.shows[torch.arange(len(looks.queries)), looks.queries]
+    return Looks(*(each[found] for each in looks))
+
 
 def looked_past(given: Given, head: int, looks: Looks) -> Tensor:
     """-log of the part of each token's attention that falls where it should: (n,)"""
