@@ -438,8 +438,10 @@ def test_the_loss_is_that_of_one_head_each(request, monkeypatch, kind, layers):
 
 
 def test_what_is_fetched_closer_is_to_say_the_next_token(deep):
-    """One by one: the head's values where it should look, their mean, through its part of the last matrix, to words."""
-    lesson = told(deep)
+    """One by one: the head's values where it should look, their mean, through its part of the last matrix, scaled as the
+    last norm scales all that the token knows by then, to words."""
+    lesson, ends = told(deep), []
+    hook = deep.model.decoder.layers[-1].register_forward_hook(lambda _, inputs, outputs: ends.append(outputs[0]))
     with torch.no_grad(), looking.listening(deep.model, lesson.told) as heard:
         deep.model.loss(lesson.batch)
         lost = looking.fetched_loss(deep.model, heard, lesson.told, lesson.batch)
@@ -450,9 +452,12 @@ def test_what_is_fetched_closer_is_to_say_the_next_token(deep):
                 if not shows[query]:
                     fetched = given.values[row, head][shows].mean(0)
                     mine = matrix[:, head * len(fetched) : (head + 1) * len(fetched)]
-                    chances = (deep.model.decoder.head.weight @ (mine @ fetched)).softmax(0)
+                    loudness = ends[0][row, query].square().mean().sqrt()
+                    said = mine @ fetched / loudness * deep.model.decoder.norm.weight
+                    chances = (deep.model.decoder.head.weight @ said).softmax(0)
                     each.append(-chances[lesson.batch.labels[row, query + 1]].log().item())
             wanted += looking.FETCHED * sum(each) / len(each)
+    hook.remove()
     assert lost.item() == pytest.approx(wanted, rel=1e-4)
 
 

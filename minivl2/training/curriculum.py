@@ -87,7 +87,7 @@ COURSES = {
     # for a toy whose eye has become sharper meanwhile (--sight): everything, each as often as it is hard to learn. Answers
     # are a coarse teacher: an eye that went on learning from them had lost all of its new sharpness after 3,700 steps
     "again": (
-        Stage(1.00, EVEN, ALL, frozen=SEEING, rate=lambda progress: 0.6 * cosine(progress), looking=TOLD),
+        Stage(1.00, EVEN, ALL, frozen=SEEING, rate=lambda progress: 0.5 * cosine(progress), looking=TOLD),
     ),
     # tables 1 and 2 of the paper, in proportion: align the eye with words, learn everything, learn to answer
     "paper": (

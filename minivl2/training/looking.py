@@ -46,13 +46,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy import ndarray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from minivl2.attention import attend, shares
 from minivl2.batch import Batch
 from minivl2.conversation import ASSISTANT, REF, USER
+from minivl2.decoder import Decoder
 from minivl2.model import DeepSeekVL2
 from minivl2.places import LOCAL, Size, fitted, frames, places
 from minivl2.processor import Processor
@@ -265,7 +266,8 @@ class Given(TorchFunctionMode):
     def __init__(self, guidance: float):
         super().__init__()
         self.guidance, self.told = guidance, []             # of head, Looks
-        self.fetched: Tensor | None = None                  # (n, D) what heads fetch alone, if that is asked for
+        self.fetched: Tensor | None = None                  # (n, D) what heads fetch alone, if that is asked for,
+        self.residual: Tensor | None = None                 # (B, T, D) and beside what it is to be heard
 
     def __torch_function__(self, called, types, inputs=(), options=None):
         if called is not attend:
@@ -300,7 +302,7 @@ def listening(model: DeepSeekVL2, told: Told | None = None, guidance: float = 0.
             given.told.append((head, looks))
     hooks = [hook for layer, given in layers.items() for hook in overhear(model.decoder.layers[layer].attn, given)]
     if told and len(heard) == len(told):
-        hooks += fetching(model.decoder.layers[-1].attn.o_proj, heard[-2:], told[-2:])
+        hooks += fetching(model.decoder, heard[-2:], told[-2:])
     try:
         yield heard
     finally:
@@ -308,8 +310,8 @@ def listening(model: DeepSeekVL2, told: Told | None = None, guidance: float = 0.
             hook.remove()
 
 
-def fetching(o_proj: nn.Linear, heard: list[tuple[Given, int]], told: Sequence[Looks]) -> list:
-    """Hooks by which the last matrix of an attention is also given what each of these heads would fetch alone, where it
+def fetching(decoder: Decoder, heard: list[tuple[Given, int]], told: Sequence[Looks]) -> list:
+    """Hooks in the last layer by which the last matrix of an attention is also given what each of these heads would fetch alone, where it
     should look: rows below the others, cut off again. (Of a model that is divided, the matrix is here only now.)"""
     given, _ = heard[0]                 # they are of one layer
 
@@ -327,7 +329,12 @@ def fetching(o_proj: nn.Linear, heard: list[tuple[Given, int]], told: Sequence[L
         given.fetched = output[B * T :]
         return output[: B * T].unflatten(0, (B, T))
 
-    return [o_proj.register_forward_pre_hook(below), o_proj.register_forward_hook(cut_off)]
+    def keep(_, inputs: tuple[Tensor]) -> None:
+        given.residual = inputs[0].detach()
+
+    o_proj = decoder.layers[-1].attn.o_proj
+    return [o_proj.register_forward_pre_hook(below), o_proj.register_forward_hook(cut_off),
+            decoder.norm.register_forward_pre_hook(keep)]
 
 
 def loss(heard: list[tuple[Given, int]], told: Told) -> Tensor:
@@ -344,14 +351,16 @@ def added_up(losses: Sequence[Tensor]) -> Tensor:
 
 
 def fetched_loss(model: DeepSeekVL2, heard: list[tuple[Given, int]], told: Told, batch: Batch) -> Tensor:
-    """Of the heads that look closer: what each fetches where it should look is to say the next token, by itself. 0 of a
-    decoder that has none."""
+    """Of the heads that look closer: what each fetches where it should look is to say the next token, by itself, and as
+    loud as it is beside all else that the token knows by then. 0 of a decoder that has none."""
     closer = [away(looks) for looks in told[-2:]]
     given, _ = heard[-1]
     if given.fetched is None:
         return torch.zeros(())
+    beside = torch.cat([given.residual[looks.rows, looks.queries] for looks in closer])             # (n, D)
+    heard_as = given.fetched * beside.square().mean(-1, keepdim=True).rsqrt() * model.decoder.norm.weight
     next_tokens = torch.cat([batch.labels[looks.rows, looks.queries + 1] for looks in closer])
-    each = F.cross_entropy(model.decoder.head(given.fetched).float(), next_tokens, reduction="none")
+    each = F.cross_entropy(model.decoder.head(heard_as).float(), next_tokens, reduction="none")
     return FETCHED * added_up(each.split([len(looks.rows) for looks in closer]))
 
 
