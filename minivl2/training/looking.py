@@ -311,8 +311,9 @@ def listening(model: DeepSeekVL2, told: Told | None = None, guidance: float = 0.
 
 
 def fetching(decoder: Decoder, heard: list[tuple[Given, int]], told: Sequence[Looks]) -> list:
-    """Hooks in the last layer by which the last matrix of an attention is also given what each of these heads would fetch alone, where it
-    should look: rows below the others, cut off again. (Of a model that is divided, the matrix is here only now.)"""
+    """Hooks in the last layer, by which the last matrix of its attention is also given what each of these heads would fetch
+    alone, where it should look: rows below the others, cut off again. (Of a model that is divided, the matrix is here only
+    now.)"""
     given, _ = heard[0]                 # they are of one layer
 
     def below(_, inputs: tuple[Tensor]) -> Tensor:
