@@ -23,8 +23,8 @@ answer is to be seen (`Question.seen`):
                 Now characters in the upper row of the token's patches are fetched by one head, those in the lower by
                 another; and the head that has nothing to fetch looks at itself. Which row it is, the name beside it tells:
                 so in layer 3 visual tokens look left once more, by a head for each of their rows. And what is fetched closer
-                is to say the next token by itself: told only where to look, after 4,500 steps both heads looked at the right
-                row, and what they brought from there told 64 of 100 digits, of which the layers before knew 82
+                is to say the next token by itself, as loud as it is heard: before it was asked that, heads looked at the
+                right row and whispered what they had found, a vector of length 9 beside the 124 of all else
 
 Each is a loss, -log of the attention that falls where it should, of one head that is chosen for it beforehand. The others
 are free, and how the layers below make it possible is left to them. (Were it the head that looks there most, whichever,
