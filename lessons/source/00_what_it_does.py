@@ -5,7 +5,7 @@
 # nothing else.*
 #
 # A vision-language model is shown a picture, is asked about it in words, and answers in words. Here is one that you can
-# ask yourself, now: a tiny one, 1.8 million parameters, built like DeepSeek-VL2 and trained from nothing in twelve hours
+# ask yourself, now: a tiny one, 2.1 million parameters, built like DeepSeek-VL2 and trained from nothing in fourteen hours
 # on two cores. We draw something, ask, and then follow one question through it: what becomes of the picture, where the
 # words come in, how an answer comes out. How each part works is left to the other lessons; here you see what there is
 # to build.
@@ -313,8 +313,8 @@ axis.set(xlim=(0, 360), ylim=(0, 1), xticks=range(0, 361, 60),
 # %% [markdown]
 # It looks. And it cuts a circle without borders into words, with narrow seams where it wavers. Most of these colours it
 # has never seen on a thing: its world paints a red thing always with the same red. What to call the others nobody has
-# told it. In a yellowish green, near 88 degrees, no word fits, and the white gap is another one: `big`, with which its
-# descriptions begin.
+# told it. Where yellow becomes green, near 95 degrees, it wavers most: a little `red`, a little `purple`, and in the white gap
+# words that are no colours.
 #
 # Now take away what the question is about, or the picture altogether:
 
@@ -336,12 +336,12 @@ for (name, shown), above, below in zip(cases.items(), *axes, strict=True):
 figure.suptitle(question, fontsize=10);
 
 # %% [markdown]
-# Of two stars it names one, blue, and is hardly less sure. Where there is no star, it names a colour nevertheless, less
-# sure. When a colour was asked for in its training, the thing was always there: it has never met "there is none" as an
-# answer to this question, and a colour is what would be said. **That is all it knows: what would be said.** Large models do the same, more
-# eloquently, and then it is called hallucination. Before the empty picture it is at a loss, and leans to what it says where
-# something is missing: `no`, `none`, or the `n` that such a word begins with. It has never been shown a picture with
-# nothing in it. And with no picture, it says nothing at all: `(end)`.
+# Of two stars it names one, and is as sure as of one. Where there is no star, it says `no`, and sometimes a colour nevertheless.
+# When a colour was asked for in its training, the thing was always there: nobody taught it that answer to this question. But to
+# "is there a star?" it would be right, and so, of what it knows to say, that fits best. **That is all it knows: what would be
+# said.** Before the empty picture it says `1`, and is nearly sure of it. It has never been shown a picture with nothing in it.
+# Large models do the same, more eloquently, and then it is called hallucination. And with no picture, there are only pieces of
+# words left, and `(end)`.
 #
 # What is a blind guess worth? It depends on the question. With eight colours one guess in eight is right; with yes and
 # no, one in two. So a score says something only beside that of a guess, and in these lessons you will see both.
@@ -413,10 +413,10 @@ figure.colorbar(shade, ax=axes[:, -1], label="probability of the answer");
 
 # %% [markdown]
 # In the first layer both look alike, and everywhere: there the last token of the line, a colon, has heard nothing of
-# the question yet. From the second layer on, the attention goes to the thing that was asked about, or right beside it.
-# And the answer holds until the patch covers nearly the whole thing: a few red pixels are enough. (The other 72 tokens,
-# those of the local view, get their share as well. To see it, import `LOCAL` in place of `GLOBAL`, and use it in
-# `where_it_looks`.)
+# the question yet. From the second layer to the fourth, the attention goes to the thing that was asked about, or right beside
+# it. The fifth was added late, to look closer at small print (lesson 8); here is none, and it looks here and there. And the
+# answer holds until the patch covers nearly the whole thing: a few red pixels are enough. (The other 72 tokens, those of the
+# local view, get their share as well. To see it, import `LOCAL` in place of `GLOBAL`, and use it in `where_it_looks`.)
 #
 # All of this, for every token, layer, head and expert, is on one page that you can walk around in, for any picture and
 # question:
@@ -428,7 +428,7 @@ figure.colorbar(shade, ax=axes[:, -1], label="probability of the answer");
 #
 # ## What it cannot do
 #
-# Three pictures that are too much for it. A table: it has been shown many, and still gets one cell in four wrong. A picture
+# Three pictures that are too much for it. A table: it reads nine cells in ten, but to compare them is harder. A picture
 # with seven things: in its world there were never more than six. And an evening, the nearest to a photograph that a few
 # lines draw: of photographs it knows nothing at all.
 
@@ -455,9 +455,9 @@ for text in ("how many things are there?", "what does the picture show?"):
     print(f"{text:<30}{ask(text, dusk)}")
 
 # %% [markdown]
-# The age it finds, in its row and its column; the tax it says is that of the row above, and for the highest cost it says the
-# row of the lowest. Of seven things it says six, the most it ever had to count. And the evening it describes as it
-# describes everything, in things of its world, of which none is there. It does not know that it does not know.
+# The age it finds, and the tax, each in its row and its column. For the highest cost it names the moon, which stands nowhere in
+# the table. Of seven things it says six, the most it ever had to count. And the evening it describes as it describes
+# everything, in things of its world, of which none is there. It does not know that it does not know.
 #
 # How good it is at all that it was taught, a file says that lies beside the model: on pictures it had never seen, a
 # hundred questions of each kind (of *largest*, ninety). The score is green; the thin bar is a blind guess.
@@ -476,7 +476,7 @@ axis.legend(frameon=False, loc="lower right");
 # %% [markdown]
 # At the top stands what can be seen at a glance, then what must be read; at the bottom what must be found and read several
 # times over, the largest of a column or a whole row, or found without leaving anything out. It was still learning
-# when its twelve hours were over. And it is small: the published models have 2,000 to 15,000 times as many parameters, and have
+# when its fourteen hours were over. And it is small: the published models have 1,600 to 13,000 times as many parameters, and have
 # seen photographs, pages and charts in great numbers. But what they do with a picture and a question is what you have just seen.
 #
 # ## What you will build
@@ -492,7 +492,7 @@ axis.legend(frameon=False, loc="lower right");
 # | with a small memory | keys and values from one short vector | [5. Latent attention](05_latent_attention.ipynb) |
 # | each token worked on | many small networks, of which a gate chooses | [6. Experts](06_experts.ipynb) |
 # | all of it together | conversations, padding, pictures among words, the loss | [7. The whole model](07_the_whole_model.ipynb) |
-# | twelve hours on two cores | three stages, optimisers, scores beside a guess | [8. Training](08_training.ipynb) |
+# | fourteen hours on two cores | three stages, optimisers, scores beside a guess | [8. Training](08_training.ipynb) |
 # | token after token | the loop, drawing instead of taking the likeliest, many at once | [9. Answering](09_answering.ipynb) |
 # | boxes | boxes as text, and back | [10. Pointing](10_pointing.ipynb) |
 # | models thousands of times as large | the published weights, and how to find a mistake | [11. The real weights](11_the_real_weights.ipynb) |
