@@ -22,7 +22,7 @@ from minivl2.conversation import END
 from minivl2.processor import Processor, ProcessorConfig
 from minivl2.toyworld import Question
 from minivl2.toyworld.things import COLOURS, DIAMETER, SHAPES
-from minivl2.training import curriculum, evaluation, looking, loop, optimizers, report
+from minivl2.training import curriculum, evaluation, guidance, loop, optimizers, report
 from minivl2.training.evaluation import Answered
 from minivl2.training.tokenizer import sentences, train_tokenizer
 
@@ -326,7 +326,7 @@ def test_the_correction_bias_moves_by_its_step_toward_balance():
     gate = trainer.model.decoder.layers[1].mlp.gate
     before = gate.bias.clone()
     batch = trainer.plan.lesson_at(0, trainer.processor)
-    with looking.listening(trainer.model, batch.told, trainer.plan.guidance_at(0)):
+    with guidance.listening(trainer.model, batch.told, trainer.plan.guidance_at(0)):
         experts = trainer.model.loss(batch.batch).routings[0].experts
     trainer.train_step(batch)
     load = experts.flatten().bincount(minlength=4).float()

@@ -32,7 +32,7 @@ from minivl2.batch import in_line
 from minivl2.grading import grade
 from minivl2.places import LOCAL, places
 from minivl2.processor import ProcessorConfig
-from minivl2.training import curriculum, evaluation, looking, loop, optimizers
+from minivl2.training import curriculum, evaluation, guidance, looking, loop, optimizers
 from minivl2.training.curriculum import Lesson
 from minivl2.training.evaluation import Answered
 from minivl2.training.optimizers import LOWEST, WARMUP
@@ -513,7 +513,7 @@ for axis, one in zip(axes, wanted, strict=False):
 toy, toy_processor = minivl2.load(cli.default_weights())
 sample = toyworld.draw("where to look", "charts", (2, 1))
 questions = [q for q in sample.questions if q.ability == "chart"]
-layer, head = looking.heads(toy)[looking.Told._fields.index("answers")]
+layer, head = guidance.heads(toy)[looking.Told._fields.index("answers")]
 config = toy_processor.config
 line = places(sample.images[0].size, sample.grid, config.tile, config.patch_size)
 which = [i for i, place in enumerate(line) if place.view == LOCAL and place.in_view]
@@ -566,6 +566,6 @@ for axis, question in zip(axes, questions, strict=True):
 #
 # ## What you have now
 # Six parts of `minivl2/training/`. What you have not written: `shown.py`, what the visual tokens of a drawn picture
-# show, `sight.py`, which asks them, and `sharper.py`, which asks again later; `looking.py`, which tells the last layers where to look, and guides them;
+# show, `sight.py`, which asks them, and `sharper.py`, which asks again later; `looking.py`, which says where to look, and `guidance.py`, which tells the decoder's heads;
 # `loop.py`, which saves a run so that, killed at any moment, it goes on to the same weights; `team.py`, two processes
 # that train one model. And `Learner` in `optimizers.py`: twenty lines that you can read now.

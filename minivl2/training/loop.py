@@ -38,7 +38,7 @@ from minivl2.experts import Routing
 from minivl2.files import written_whole
 from minivl2.model import DeepSeekVL2
 from minivl2.processor import Processor
-from minivl2.training import contrast, looking, optimizers, shard, sharper, shown, sight, team
+from minivl2.training import contrast, guidance, optimizers, shard, sharper, shown, sight, team
 from minivl2.training.curriculum import COURSES, Lesson, Stage, lesson, stage_at
 from minivl2.weights import load, write_checkpoint
 
@@ -131,11 +131,11 @@ class Trainer:
         # Asked before the work, while all are here: afterwards the faster would wait for the slower once more.
         answers = batch.learned.sum()
         share = answers * team.size() / team.total(answers.clone())
-        with looking.listening(self.learner.working, where, self.plan.guidance_at(self.step)) as heard:
+        with guidance.listening(self.learner.working, where, self.plan.guidance_at(self.step)) as heard:
             loss = self.learner.working.loss(batch)
         told = torch.zeros(())
         if where:
-            told = looking.loss(heard, where) + looking.fetched_loss(self.learner.working, heard, where, batch)
+            told = guidance.loss(heard, where) + guidance.fetched_loss(self.learner.working, heard, where, batch)
         ((share - 1) * loss.text + loss.total + stage.looking * told).backward()
         text, balance = team.total(torch.stack((share * loss.text, loss.balance)).detach().double()) / team.size()
         if not (text + balance).isfinite():

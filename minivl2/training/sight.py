@@ -10,7 +10,7 @@ the time every visual token is asked directly what it shows (shown.py):
     words      which colour, which shape, which size; and of the whole vocabulary, which words. The visual token is
                compared with the words' own embeddings, so that the decoder finds things under the names it knows
     said       the same of what the decoder's last layer fetches from the token, by the head that will fetch what is
-               said next; and of the four heads that will fetch the edges of boxes (looking.py), the digits these begin with
+               said next; and of the four heads that will fetch the edges of boxes (guidance.py), the digits these begin with
     edges      where the thing it shows begins and ends
     middles    of how many things the middle lies on it. Several tokens show a thing, it has one middle: adding them up is
                counting
