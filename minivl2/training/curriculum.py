@@ -58,7 +58,7 @@ SOME = {"scenes": 3, "grounding": 2}
 EVERYTHING = {"scenes": 2, "grounding": 2, "text": 2, "documents": 2, "tables": 2, "charts": 2, "pairs": 2}
 HARD = {"scenes": 6, "grounding": 4, "text": 6, "documents": 6, "tables": 8, "charts": 8, "pairs": 1}
 KEPT = {"scenes": 2, "grounding": 4, "text": 4, "documents": 4, "tables": 6, "charts": 3, "pairs": 1}     # to end with
-EVEN = {"scenes": 3, "grounding": 4, "text": 4, "documents": 6, "tables": 8, "charts": 5, "pairs": 2}
+EVEN = {"scenes": 3, "grounding": 6, "text": 4, "documents": 6, "tables": 8, "charts": 7, "pairs": 2}
 TOLD = 0.3                              # the weight of being told where to look, beside that of the answers
 PAPER_FINE = 3.0 / 54                   # the third stage's rate beside that of the first two, for Tiny
 COURSES = {
@@ -107,6 +107,7 @@ COURSES = {
 ROOM = 100          # tokens for questions and answers about one picture, or as many as the picture has, if those are more
 LISTS = ("caption", "grounded caption", "chart values", "table row")    # tell what most other questions ask for
 DERIVED = ("table largest", "tallest", "larger")    # once the values are read out, these can be told without looking
+SPARED = 0.25       # so often they are not asked for at all
 RIVALS = (("read", "line"), ("field", "label"),     # "the total? 42" answers "which field says 42?", and the other way
           ("tallest", "larger"))
 TURN = 6            # tokens that every question costs by itself, for roles, line ends and the end of the answer
@@ -152,18 +153,20 @@ def picture(seed: str, kind: str, grid: Grid, things: int) -> toyworld.Sample:
 def interview(
     processor: Processor, sample: toyworld.Sample, rng: random.Random, lists: float = Stage.lists
 ) -> list[toyworld.Question]:
-    """As many questions about one picture as there is room for, in random order, but none after another that gives its
-    answer away: what follows from values is asked before the values or, every other time, not at all, and of two abilities
-    that tell each other's answers only one is asked about. What lists everything is asked for in some of the conversations,
-    and nothing else in those. Or it would be answered from the text: when lists came last, the toy read the whole chart out
-    from what had been said of it, five times as surely as from the chart."""
+    """As many questions about one picture as there is room for, in random order, of every ability one before any second,
+    but none after another that gives its answer away: what follows from values is asked before the values or, now and then,
+    not at all, and of two abilities that tell each other's answers only one is asked about. What lists everything is asked
+    for in some of the conversations, and nothing else in those. Or it would be answered from the text: when lists came last,
+    the toy read the whole chart out from what had been said of it, five times as surely as from the chart."""
     abilities = {question.ability for question in sample.questions}
     left_out = {rng.choice(rivals) for rivals in RIVALS if abilities.issuperset(rivals)}
     everything = abilities.intersection(LISTS)
     left_out |= abilities - everything if everything and rng.random() < lists else everything
-    left_out |= abilities.intersection(DERIVED) if rng.random() < 0.5 else set()
+    left_out |= abilities.intersection(DERIVED) if rng.random() < SPARED else set()
+    order = rng.sample(sample.questions, len(sample.questions))
+    nth = [sum(other.ability == question.ability for other in order[:i]) for i, question in enumerate(order)]
     asked, room = [], max(ROOM, len(sample.images) * count(sample.grid, processor.config.side))
-    for question in rng.sample(sample.questions, len(sample.questions)):
+    for _, question in sorted(zip(nth, order, strict=True), key=lambda pair: pair[0]):
         size = len(spans(processor.tokenizer, question.text)) + len(spans(processor.tokenizer, question.answer)) + TURN
         if question.ability not in left_out and (not asked or size <= room):
             asked.append(question)
