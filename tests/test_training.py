@@ -191,6 +191,18 @@ def test_no_question_comes_after_one_that_tells_its_answer(kind):
     assert met == {question.ability for i in range(50) for question in toyworld.draw(i, kind).questions}
 
 
+@pytest.mark.parametrize("kind", ["scenes", "grounding"])
+def test_of_every_ability_one_question_comes_before_any_second(kind):
+    """Or what there are many questions of, colours, would leave no room for what there are few of, counting."""
+    rng, processor, seconds = random.Random(0), make().processor, 0
+    for i in range(50):
+        asked = [question.ability for question in curriculum.interview(processor, toyworld.draw(i, kind), rng)]
+        nth = [asked[:k].count(ability) for k, ability in enumerate(asked)]
+        assert nth == sorted(nth)
+        seconds += any(nth)
+    assert seconds
+
+
 # the paper's recipe
 
 
