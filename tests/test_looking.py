@@ -50,23 +50,29 @@ def test_what_is_read_is_seen_letter_by_letter(seed, which):
         assert pieces.replace(", ", "") == "".join(question.answer.replace(",", "").split())
         for piece, (x, y, right, bottom), _ in question.seen:
             assert (x, y) == (right, bottom)
-            if len(piece) == 1 and question.ability not in ("chart", "chart values"):
+            if len(piece) == 1 and question.ability not in ("chart", "chart values", "tallest", "larger"):
                 assert middles[x, y] == piece
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_the_value_of_a_bar_is_looked_for_at_its_letter(seed):
-    """The value stands above, where a decoder that reads row by row has not come to the letter yet."""
+def test_in_a_chart_is_looked_where_letter_and_value_are_known(seed):
+    """A bar's value stands above, where a decoder that reads row by row has not come to the letter yet: so at the letter. In
+    a pie's legend the value comes last: so at the value."""
     sample = toyworld.draw(seed, "charts", (2, 1))
+    letter = {line.text: line for line in sample.written if line.text in sample.facts.labels}
+    value = {line.left.text: line for line in sample.written if line.left}
     for question in sample.questions:
         if question.ability == "chart":
-            place = sample.facts.values.index(int(question.answer))
-            label = next(line for line in sample.written if line.text[0] == sample.facts.labels[place])
+            label = sample.facts.labels[sample.facts.values.index(int(question.answer))]
             if sample.facts.style == "pie":
-                assert [box[:2] for _, box, _ in question.seen] == list(label.middles[2:])
+                assert value[label].text == question.answer
+                assert [box[:2] for _, box, _ in question.seen] == list(value[label].middles)
             else:
-                assert question.seen == ((question.answer, label.middles[0] * 2, 0),)
-                assert label.above.text == question.answer and label.left is None
+                assert question.seen == ((question.answer, letter[label].middles[0] * 2, 0),)
+                assert letter[label].above.text == question.answer and not value
+        elif question.ability in ("tallest", "larger"):
+            known = value if sample.facts.style == "pie" else letter
+            assert question.seen == ((question.answer, known[question.answer].middles[0] * 2, 0),)
 
 
 @settings(max_examples=30, deadline=None)
@@ -331,7 +337,7 @@ def test_looks_ask_the_token_before_and_show_visual_tokens_or_themselves(process
     assert not batch.image_mask[names.rows, names.queries].any()
     assert not batch.learned[names.rows, names.queries - 1].any()      # names stand in questions
     assert (len(names.rows) > 0) == (kind not in ("text", "pairs"))
-    assert (len(left.rows) > 0) == (kind in ("documents", "tables"))
+    assert (len(left.rows) > 0) == (kind in ("documents", "tables", "charts"))
     assert (len(above.rows) > 0) == (kind in ("charts", "tables"))
 
 

@@ -95,9 +95,9 @@ def draw_pie(rng, chart, pen):
     width, height = pen.picture.size
     n = len(chart.values)
     pitch = min(pen.pitch, (height - 4) // n)
-    texts = [f"{label} {value}" for label, value in zip(chart.labels, chart.values, strict=True)]
+    texts = [(label, str(value)) for label, value in zip(chart.labels, chart.values, strict=True)]
     swatch = pen.capital - 1
-    legend = swatch + 3 + max(map(pen.width, texts))
+    legend = swatch + 3 + max(pen.width(" ".join(text)) for text in texts)
     across = min(height - 6, width - legend - 9)
     top = (height - across) // 2
     x, y = across + 7, rng.randint(2, height - 1 - pitch * n)
@@ -108,20 +108,22 @@ def draw_pie(rng, chart, pen):
         sweep = 360 * value / sum(chart.values)
         draw.pieslice((3, top, 3 + across, top + across), angle, angle + sweep, fill=COLOURS[paint])
         draw.rectangle((x, y, x + swatch - 1, y + swatch - 1), fill=COLOURS[paint])
-        pen.write(x + swatch + 3, y, text)
+        pen.write_pair(x + swatch + 3, y, *text)
         angle += sweep
         y += pitch
 
 
 def questions(rng, chart, written):
-    seen_label = {line.text[0]: letters(line, line.text[0]) for line in written if line.text[0] in chart.labels}
+    # Where a letter and its value are both known: at the one that the decoder comes to last. That is the value on the right
+    # of its letter, in a legend, and the letter below its value.
+    seen_label = {line.text: letters(line) for line in written if line.text in chart.labels}
     if chart.style == "pie":
-        seen_value = {line.text[0]: letters(line, line.text[2:]) for line in written}
+        seen_value = {line.left.text: letters(line) for line in written if line.left}
+        seen_both = {label: (Seen(label, value[0].box),) for label, value in seen_value.items()}
     else:
-        # The decoder comes to the value before it comes to the letter below it, so the value cannot know its letter;
-        # but the letter can know its value. That is where to look.
         seen_value = {label: (Seen(str(value), seen_label[label][0].box),)
                       for label, value in zip(chart.labels, chart.values, strict=True)}
+        seen_both = seen_label
 
     asked = []
     for label, value in zip(chart.labels, chart.values, strict=True):
@@ -133,14 +135,14 @@ def questions(rng, chart, written):
     for word, value in ((most, max(chart.values)), (least, min(chart.values))):
         phrase = rng.choice(("which {1} is the {0}?", "what is the {0} {1}?", "{0} {1}?"))
         winner = chart.labels[chart.values.index(value)]
-        asked.append(Question("tallest", phrase.format(word, thing), winner, 1 / len(LETTERS), seen_label[winner]))
+        asked.append(Question("tallest", phrase.format(word, thing), winner, 1 / len(LETTERS), seen_both[winner]))
 
     for one, two in rng.sample(list(itertools.permutations(range(len(chart.labels)), 2)), 2):
         phrase = rng.choice(("which is larger, {} or {}?", "is {} or {} larger?", "{} or {}: which is more?"))
         winner = max(one, two, key=lambda i: chart.values[i])
         text = phrase.format(chart.labels[one], chart.labels[two])
         winner = chart.labels[winner]
-        asked.append(Question("larger", text, winner, 1 / 2, seen_label[winner]))
+        asked.append(Question("larger", text, winner, 1 / 2, seen_both[winner]))
 
     phrase = rng.choice(("what are the values?", "list all values.", "read the chart."))
     parts = (f"{label} {value}" for label, value in zip(chart.labels, chart.values, strict=True))

@@ -117,6 +117,15 @@ class Pen:
         self.written.append(Line(text, box, middles, left, above))
         return self.written[-1]
 
+    def write_pair(self, x, y, name, value):
+        """A name and its value in one line of print: two lines of letters, of which the second has the first on its left."""
+        both = self.write(x, y, f"{name} {value}")
+        left, top, right, bottom = both.box
+        first = Line(name, (left, top, left + self.width(name), bottom), both.middles[: len(name)])
+        second = Line(value, (right - self.width(value), top, right, bottom), both.middles[len(name) + 1 :], left=first)
+        self.written[-1:] = first, second
+        return second
+
 
 def sheet(rng, size, faces=FACES):
     """A paper of ``size`` pixels and a pen for it: dark ink on light paper, or at times the reverse."""
