@@ -5,7 +5,7 @@
 # nothing else.*
 #
 # A vision-language model is shown a picture, is asked about it in words, and answers in words. Here is one that you can
-# ask yourself, now: a tiny one, 2.1 million parameters, built like DeepSeek-VL2 and trained from nothing in fourteen hours
+# ask yourself, now: a tiny one, 2.1 million parameters, built like DeepSeek-VL2 and trained from nothing in fifteen hours
 # on two cores. We draw something, ask, and then follow one question through it: what becomes of the picture, where the
 # words come in, how an answer comes out. How each part works is left to the other lessons; here you see what there is
 # to build.
@@ -476,7 +476,7 @@ axis.legend(frameon=False, loc="lower right");
 # %% [markdown]
 # At the top stands what can be seen at a glance, then what must be read; at the bottom what must be found and read several
 # times over, the largest of a column or a whole row, or found without leaving anything out. It was still learning
-# when its fourteen hours were over. And it is small: the published models have 1,600 to 13,000 times as many parameters, and have
+# when its fifteen hours were over. And it is small: the published models have 1,600 to 13,000 times as many parameters, and have
 # seen photographs, pages and charts in great numbers. But what they do with a picture and a question is what you have just seen.
 #
 # ## What you will build
@@ -492,7 +492,7 @@ axis.legend(frameon=False, loc="lower right");
 # | with a small memory | keys and values from one short vector | [5. Latent attention](05_latent_attention.ipynb) |
 # | each token worked on | many small networks, of which a gate chooses | [6. Experts](06_experts.ipynb) |
 # | all of it together | conversations, padding, pictures among words, the loss | [7. The whole model](07_the_whole_model.ipynb) |
-# | fourteen hours on two cores | three stages, optimisers, scores beside a guess | [8. Training](08_training.ipynb) |
+# | fifteen hours on two cores | three stages, optimisers, scores beside a guess | [8. Training](08_training.ipynb) |
 # | token after token | the loop, drawing instead of taking the likeliest, many at once | [9. Answering](09_answering.ipynb) |
 # | boxes | boxes as text, and back | [10. Pointing](10_pointing.ipynb) |
 # | models thousands of times as large | the published weights, and how to find a mistake | [11. The real weights](11_the_real_weights.ipynb) |
