@@ -313,8 +313,8 @@ axis.set(xlim=(0, 360), ylim=(0, 1), xticks=range(0, 361, 60),
 # %% [markdown]
 # It looks. And it cuts a circle without borders into words, with narrow seams where it wavers. Most of these colours it
 # has never seen on a thing: its world paints a red thing always with the same red. What to call the others nobody has
-# told it. Where yellow becomes green, near 95 degrees, it wavers most: a little `red`, a little `purple`, and in the white gap
-# words that are no colours.
+# told it. Where yellow becomes green, near 95 degrees, there is even a little `purple`, and in the tiny white gap words that
+# are no colours.
 #
 # Now take away what the question is about, or the picture altogether:
 
@@ -336,12 +336,11 @@ for (name, shown), above, below in zip(cases.items(), *axes, strict=True):
 figure.suptitle(question, fontsize=10);
 
 # %% [markdown]
-# Of two stars it names one, and is as sure as of one. Where there is no star, it says `no`, and sometimes a colour nevertheless.
-# When a colour was asked for in its training, the thing was always there: nobody taught it that answer to this question. But to
-# "is there a star?" it would be right, and so, of what it knows to say, that fits best. **That is all it knows: what would be
-# said.** Before the empty picture it says `1`, and is nearly sure of it. It has never been shown a picture with nothing in it.
-# Large models do the same, more eloquently, and then it is called hallucination. And with no picture, there are only pieces of
-# words left, and `(end)`.
+# Of two stars it names one, and is as sure as of one. Where there is no star, it says `blue`, and `no` comes far behind. When a
+# colour was asked for in its training, the thing was always there: nobody taught it another answer to this question. To "is
+# there a star?" it says `no`. **That is all it knows: what would be said.** Large models do the same, more eloquently, and then
+# it is called hallucination. A picture with nothing in it has never been shown to it: it would rather say nothing, `(end)`, or
+# `no`, or `none`. And with no picture at all, only `(end)` is left.
 #
 # What is a blind guess worth? It depends on the question. With eight colours one guess in eight is right; with yes and
 # no, one in two. So a score says something only beside that of a guess, and in these lessons you will see both.
@@ -428,12 +427,16 @@ figure.colorbar(shade, ax=axes[:, -1], label="probability of the answer");
 #
 # ## What it cannot do
 #
-# Three pictures that are too much for it. A table: it reads nine cells in ten, but to compare them is harder. A picture
-# with seven things: in its world there were never more than six. And an evening, the nearest to a photograph that a few
-# lines draw: of photographs it knows nothing at all.
+# Three pictures that are too much for it. Four things, of which it is to point at two. Seven things: in its world there were
+# never more than six. And an evening, the nearest to a photograph that a few lines draw: of photographs it knows nothing at
+# all.
 
 # %%
-table = toyworld.draw("lesson 0", "tables")
+four = toyworld.draw("lesson 0, 37", "grounding", (2, 1))
+(every,) = (question for question in four.questions if question.ability == "boxes")
+found = grounding.parse(ask(every.text, four.images[0]))
+pointed = grounding.draw(four.images[0].resize((555, 270), Image.NEAREST),
+                         [box._replace(label="") for box in found])
 crowd = paint(*((f"small {colour} {shape}", x, y) for colour, shape, x, y in (
     ("red", "star", 0.15, 0.15), ("blue", "star", 0.5, 0.15), ("red", "cross", 0.85, 0.15),
     ("white", "circle", 0.15, 0.5), ("black", "star", 0.5, 0.5), ("green", "circle", 0.85, 0.5),
@@ -444,19 +447,18 @@ dusk = Image.composite(Image.new("RGB", sky.size, (255, 150, 90)),
 ridge = [(x, 82 + 9 * math.sin(x / 13)) for x in range(113)]
 ImageDraw.Draw(dusk).polygon([(0, 112), *ridge, (112, 112)], (40, 45, 50))
 figure, axes = plt.subplots(1, 3, figsize=(10, 2.6), width_ratios=(1.5, 1, 1), layout="constrained")
-for axis, shown in zip(axes, (table.images[0], crowd, dusk), strict=True):
+for axis, shown in zip(axes, (pointed, crowd, dusk), strict=True):
     axis.imshow(shown)
     axis.axis("off")
 
-for asked in table.questions[:3]:
-    print(f"{asked.text:<30}{ask(asked.text, table.images[0]):<8}right is {asked.answer}")
+print(f"{every.text}: {len(found)} boxes; right are {len(grounding.parse(every.answer))}")
 print(f"{'how many things are there?':<30}{ask('how many things are there?', crowd):<8}right is 7")
 for text in ("how many things are there?", "what does the picture show?"):
     print(f"{text:<30}{ask(text, dusk)}")
 
 # %% [markdown]
-# The age it finds, and the tax, each in its row and its column. For the highest cost it names the moon, which stands nowhere in
-# the table. Of seven things it says six, the most it ever had to count. And the evening it describes as it describes
+# It was asked for all that is red, finds both, and does not stop: a third box stands around nothing, a fourth around the
+# wrong thing. (At a single thing it points rightly 99 times in a hundred.) Of seven things it says six, the most it ever had to count. And the evening it describes as it describes
 # everything, in things of its world, of which none is there. It does not know that it does not know.
 #
 # How good it is at all that it was taught, a file says that lies beside the model: on pictures it had never seen, a
@@ -471,11 +473,11 @@ for what, width, colour, label in (("scores", 0.75, "#3bb273", "the toy"),
     axis.barh(abilities, [told[what][name] for name in abilities], width, color=colour, label=label)
 axis.set(xlim=(0, 1), ylim=(-0.6, len(abilities) - 0.4), xlabel="share of right answers")
 axis.spines[["top", "right"]].set_visible(False)
-axis.legend(frameon=False, loc="lower right");
+axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2);
 
 # %% [markdown]
-# At the top stands what can be seen at a glance, then what must be read; at the bottom what must be found and read several
-# times over, the largest of a column or a whole row, or found without leaving anything out. It was still learning
+# At the top stands what can be seen at a glance, then what must be read; at the bottom what must be compared, the largest of a
+# column or a chart, or found without leaving anything out, and nothing else. It was still learning
 # when its fifteen hours were over. And it is small: the published models have 1,600 to 13,000 times as many parameters, and have
 # seen photographs, pages and charts in great numbers. But what they do with a picture and a question is what you have just seen.
 #
