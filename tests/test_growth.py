@@ -32,7 +32,8 @@ def test_it_shares_nothing_with_the_model_that_it_grew_from():
 def test_the_new_layers_learn():
     trainer = make()
     model = growth.deepened(trainer.model, 1, 1)
-    grown = loop.Trainer(model, trainer.processor, loop.Plan(steps=4, batch=3, dtype="float32"))
+    plan = loop.Plan(steps=4, batch=3, dtype="float32", course="more")          # in which nothing is frozen
+    grown = loop.Trainer(model, trainer.processor, plan)
     for step in range(4):
         grown.train_step(grown.plan.lesson_at(step, grown.processor))
     block = grown.model.vision.blocks[-1]
