@@ -38,7 +38,7 @@ def told(trainer, step=0, kind="tables"):
     return curriculum.lesson(trainer.processor, 0, step, stage, 3)
 
 
-@pytest.mark.parametrize("kind", ["tables", "grounding"])
+@pytest.mark.parametrize("kind", ["tables", "charts", "grounding"])
 @pytest.mark.parametrize("layers", [4, 5])
 def test_the_loss_is_that_of_one_head_each(request, monkeypatch, kind, layers):
     """Each weight by a plain softmax, tokens one by one. Of five layers, the last looks closer."""
@@ -58,7 +58,8 @@ def test_the_loss_is_that_of_one_head_each(request, monkeypatch, kind, layers):
     heads = [(first, 0, told_.names), (first, 0, told_.said), (second, 1, told_.left), (second, 0, told_.above),
              (third, 0, told_.answers), (third, 1, told_.top), (third, 2, told_.right), (third, 3, told_.bottom)]
     for fourth in closer:
-        heads += [(third, 1, told_.upper_left), (third, 2, told_.lower_left),
+        heads += [(second, 2, told_.again), (third, 0, told_.values), (fourth, 2, told_.larger),
+                  (third, 1, told_.upper_left), (third, 2, told_.lower_left),
                   (fourth, 0, told_.upper), (fourth, 1, told_.lower)]
     for (q, k, seen, scale), head, looks in heads:
         each = []
@@ -133,7 +134,7 @@ def test_guided_attention_falls_where_it_should_and_all_other_as_it_did(part):
     assert_close(guided, wanted)
 
 
-@pytest.mark.parametrize(("which", "count"), [("trainer", 8), ("deep", 12)])
+@pytest.mark.parametrize(("which", "count"), [("trainer", 8), ("deep", 15)])
 def test_every_head_that_is_told_is_guided(request, which, count):
     trainer = request.getfixturevalue(which)
     lesson = told(trainer)
@@ -149,7 +150,7 @@ def test_every_head_that_is_told_is_guided(request, which, count):
 @pytest.mark.parametrize(("layers", "first"), [(3, 0), (4, 1), (5, 1), (7, 3)])
 def test_the_last_layers_are_told(layers, first):
     told = guidance.heads(with_layers(layers).model)
-    assert sorted({layer for layer, _ in told}) == [*range(first, layers)] and len(told) == (12 if layers > 4 else 8)
+    assert sorted({layer for layer, _ in told}) == [*range(first, layers)] and len(told) == (15 if layers > 4 else 8)
 
 
 def test_guidance_fades(monkeypatch):

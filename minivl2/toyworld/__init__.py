@@ -8,7 +8,7 @@ import random
 
 from . import charts, documents, grounding, pairs, primer, scenes, tables, text
 from .canvas import MAX_TILES, TILE
-from .mentions import mentions
+from .mentions import mentions, values_of
 from .sample import ABILITIES, Question, Sample, messages
 
 MODULES = (scenes, text, documents, tables, charts, grounding, pairs)
@@ -16,7 +16,8 @@ KINDS = {module.__name__.rpartition(".")[2]: module.draw for module in MODULES}
 PRIMERS = {"page": primer.page, "crowd": primer.crowd}
 GRIDS = {name: module.GRIDS for name, module in zip(KINDS, MODULES, strict=True)}
 
-__all__ = ["ABILITIES", "GRIDS", "KINDS", "PRIMERS", "TILE", "Question", "Sample", "draw", "mentions", "messages"]
+__all__ = ["ABILITIES", "GRIDS", "KINDS", "PRIMERS", "TILE", "Question", "Sample", "draw", "mentions", "messages",
+           "values_of"]
 
 
 def draw(seed, kind=None, grid=None):

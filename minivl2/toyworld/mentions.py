@@ -18,6 +18,14 @@ def mentions(text, sample):
     return things(text, sample.facts) if isinstance(sample.facts, Scene) else words(text, sample.written)
 
 
+def values_of(text, sample):
+    """The same for the letters of a chart, and where each is known together with its value: at whichever comes last."""
+    known = [line.left if line.left else line for line in sample.written if line.left or line.above]
+    ends = [line for line in sample.written if line.left or line.above]
+    stand = {line.text: [middle * 2 for middle in end.middles] for line, end in zip(known, ends, strict=True)}
+    return [(word.end(), stand[word.group()]) for word in WORD.finditer(text) if word.group() in stand]
+
+
 def things(text, scene):
     found = []
     for name in KIND.finditer(text):

@@ -68,13 +68,19 @@ def size(rng, scene):
 
 def count(rng, scene):
     phrase = rng.choice(("how many things are there?", "count the things.", "how many things do you see?"))
-    return Question("count", phrase, str(len(scene.things)), 1 / MOST)
+    return counted(phrase, scene.things, 1 / MOST)
 
 
 def count_theme(rng, scene, theme):
     if len(scene.things) >= 4:  # only then is every count from 0 to 4 equally likely
         phrase = rng.choice(("how many {} are there?", "count the {}.", "how many {} do you see?"))
-        return Question("count", phrase.format(theme.plural), str(len(scene.fitting(theme))), 1 / 5)
+        return counted(phrase.format(theme.plural), scene.fitting(theme), 1 / 5)
+
+
+def counted(text, things, guess):
+    """How many there are is known at the last of them."""
+    answer = str(len(things))
+    return Question("count", text, answer, guess, at(things[-1], answer) if things else (Seen(answer, None),))
 
 
 def exists(rng, scene):

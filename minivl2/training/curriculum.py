@@ -18,6 +18,7 @@ from minivl2 import toyworld
 from minivl2.batch import IGNORED, Batch, in_line
 from minivl2.processor import Processor
 from minivl2.training.looking import Told, looks
+from minivl2.training.noticing import Noticed, noticed
 from minivl2.training.optimizers import rate as cosine
 from minivl2.training.optimizers import stepped
 from minivl2.training.tokenizer import spans
@@ -40,6 +41,7 @@ class Stage:
     # Whether it tells boxes, too: from the first step or never. Told after eleven hours, the toy of weights/, which had a
     # way of its own to find them, paid 0.60 nats a token of a box instead of 0.30, and 0.50 still after 2,200 steps.
     boxes: bool = False
+    noticing: float = 0.0           # the weight of what visual tokens are to know before anybody asks (noticing.py)
     guided: float = 0.0             # until this fraction of all steps that attention is laid there, less and less of it
     rate: Callable[[float], float] | None = None    # of the full rate, over the stage; None: optimizers.rate over all
     # what only the paper's recipe uses
@@ -60,6 +62,7 @@ HARD = {"scenes": 6, "grounding": 4, "text": 6, "documents": 6, "tables": 8, "ch
 KEPT = {"scenes": 2, "grounding": 4, "text": 4, "documents": 4, "tables": 6, "charts": 3, "pairs": 1}     # to end with
 EVEN = {"scenes": 3, "grounding": 6, "text": 4, "documents": 6, "tables": 8, "charts": 7, "pairs": 2}
 TOLD = 0.3                              # the weight of being told where to look, beside that of the answers
+ASKED = 0.1                             # and of being asked what is noticed
 PAPER_FINE = 3.0 / 54                   # the third stage's rate beside that of the first two, for Tiny
 COURSES = {
     # what ten minutes are enough for: things. The eye learns no more: when it did in the last quarter, steps that took
@@ -87,7 +90,7 @@ COURSES = {
     # for a toy whose eye has become sharper meanwhile (--sight): everything, each as often as it is hard to learn. Answers
     # are a coarse teacher: an eye that went on learning from them had lost all of its new sharpness after 3,700 steps
     "again": (
-        Stage(1.00, EVEN, ALL, frozen=SEEING, rate=lambda progress: 0.5 * cosine(progress), looking=TOLD),
+        Stage(1.00, EVEN, ALL, frozen=SEEING, rate=lambda progress: 0.5 * cosine(progress), looking=TOLD, noticing=ASKED),
     ),
     # tables 1 and 2 of the paper, in proportion: align the eye with words, learn everything, learn to answer
     "paper": (
@@ -179,7 +182,8 @@ class Lesson(NamedTuple):
 
     batch: Batch
     abilities: list[str]
-    told: Told | None = None      # where to look, if the stage tells
+    told: Told | None = None            # where to look, if the stage tells
+    noticed: Noticed | None = None      # what visual tokens are to know, if it asks
 
 
 def lesson(
@@ -201,7 +205,8 @@ def lesson(
         alone = packed(alone, stage.packed)
     batch = processor.batch([one.batch for one in alone])
     where = looks(processor, *zip(*about, strict=True), batch, stage.boxes) if stage.looking else None
-    return Lesson(batch, [name for one in alone for name in one.abilities], where)
+    known = noticed(processor, [sample for sample, _ in about], batch) if stage.noticing else None
+    return Lesson(batch, [name for one in alone for name in one.abilities], where, known)
 
 
 def labelled(batch: Batch, abilities: list[str], all_text: bool) -> Lesson:

@@ -38,7 +38,7 @@ FETCHED = 0.3   # the weight of what is fetched closer, beside that of where it 
 # answer has said, looks left, looks up, finds what comes next; who finds the other edges of a box
 HEADS = (0, 0), (0, 0), (1, 1), (1, 0), (2, 0), (2, 1), (2, 2), (2, 3)
 # and, of a decoder that has a layer to look closer, who looks left for each row; and who looks closer
-CLOSER = (2, 1), (2, 2), (3, 0), (3, 1)
+CLOSER = (1, 2), (2, 0), (3, 2), (2, 1), (2, 2), (3, 0), (3, 1)
 DEEP = 5        # layers: so many have one
 
 

@@ -12,7 +12,9 @@ answer is to be seen (`Question.seen`):
     layer 1     the last token of a name in a question, "cost" or "red circle", looks at the visual tokens that show it, or
                 at itself if nothing does, or the strongest of no matches would look like a match; and every token of an
                 answer at what shows that, to know what has been said
-    layer 2     a visual token that shows a cell of a table looks at the name of its row; and at that of its column
+    layer 2     a visual token that shows a cell of a table looks at the name of its row; and at that of its column. And
+                where there is a layer 4, the tokens of an answer look once more at the thing that has been said: by now it
+                knows which it is, the first or the second (noticing.py)
     layer 3     a token of an answer looks at the visual tokens that show this piece of it; of a box, each of its four
                 numbers by a head of its own. A thing's token knows all four edges: had one head to fetch them all, which of
                 them is asked for would still have to be found out after the last look. And the bracket that ends a list
@@ -22,13 +24,14 @@ answer is to be seen (`Question.seen`):
                 it got wrong, and for four in five of these said another digit of that token: it did not know which line.
                 Now characters in the upper row of the token's patches are fetched by one head, those in the lower by
                 another; and the head that has nothing to fetch looks at itself. Which row it is, the name beside it tells:
-                so in layer 3 visual tokens look left once more, by a head for each of their rows
+                so in layer 3 visual tokens look left once more, by a head for each of their rows.
+                And what is compared: "which is more, A or B?" In layer 3 both letters fetch their values from where these
+                are known; so in layer 4 the answer is to be found in the question, at one of the two
 
 How heads are told so, and what is learned from it, is in guidance.py.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -41,7 +44,7 @@ from minivl2.batch import Batch
 from minivl2.conversation import ASSISTANT, REF, USER
 from minivl2.places import LOCAL, Size, fitted, frames, places
 from minivl2.processor import Processor
-from minivl2.toyworld import Question, Sample, mentions
+from minivl2.toyworld import Question, Sample, mentions, values_of
 from minivl2.toyworld.lettering import Line
 from minivl2.training.tokenizer import spans
 
@@ -69,6 +72,9 @@ class Told(NamedTuple):
     top: Looks
     right: Looks
     bottom: Looks
+    again: Looks        # the same as `said`, of things only, and of boxes always
+    values: Looks       # of what is compared
+    larger: Looks
     upper_left: Looks   # of what is in the upper row
     lower_left: Looks
     upper: Looks
@@ -80,6 +86,7 @@ def looks(
 ) -> Told:
     """Of every conversation its sample, and the questions asked in it. `boxes`: whether they are told, too."""
     names, left, above, answers, left_by_row, by_row = [], [], [], ([], [], [], []), ([], []), ([], [])
+    again, values, larger = [], [], []
     length = batch.input_ids.shape[1]
     for row, (sample, questions) in enumerate(zip(samples, asked, strict=True)):
         view = View(processor, sample)
@@ -90,19 +97,26 @@ def looks(
         for told, ties in ((left, tied(written, beside)), (above, tied(written, below)),
                            *zip(left_by_row, rows_apart(view, written, beside), strict=True)):
             told += [(row, visual[token], visual[shown]) for token, shown in ties]
-        names += [(row, token, visual[shown] if shown.any() else np.array([token]))
-                  for token, shown in named(processor, view, sample, questions, length)]
-        predicting = np.flatnonzero(batch.learned[row])
-        if not boxes:
-            questions = [q if REF not in q.answer else replace(q, seen=()) for q in questions]
-        shown = [look for question in questions for look in where(processor, view, question)]
-        for token, (edge, tokens, rows) in zip(predicting, shown, strict=True):
-            answers[edge].append((row, token, np.array([token]) if tokens is None else visual[tokens]))
+        for question, tokens, last in turns(processor, questions, length):
+            names += [(row, token, visual[shown] if shown.any() else np.array([token]))
+                      for token, shown in named(tokens, view, mentions(question.text, sample))]
+            if question.ability == "larger":
+                values += [(row, token, visual[shown])
+                           for token, shown in named(tokens, view, values_of(question.text, sample))]
+                winner = question.text.index(question.answer)
+                larger.append((row, last, np.array([tokens[winner]])))
+        shown = [(question, look) for question in questions for look in where(processor, view, question)]
+        for token, (question, (edge, tokens, rows)) in zip(np.flatnonzero(batch.learned[row]), shown, strict=True):
+            look = row, token, np.array([token]) if tokens is None else visual[tokens]
+            if tokens is not None and not rows:
+                again.append((row, token + 1, visual[tokens]))          # what a token is to find, the next one is
+            if boxes or REF not in question.answer:
+                answers[edge].append(look)
             for told, tokens in zip(by_row, rows, strict=False):
                 told.append((row, token, visual[tokens] if tokens.any() else np.array([token])))
-    # what a token is to find, the next one is
     said = [(row, token + 1, shown) for told in answers for row, token, shown in told if token not in shown]
-    return Told(*(gathered(told, batch) for told in (names, said, left, above, *answers, *left_by_row, *by_row)))
+    all_told = names, said, left, above, *answers, again, values, larger, *left_by_row, *by_row
+    return Told(*(gathered(told, batch) for told in all_told))
 
 
 def gathered(looks: list[tuple[int, int, ndarray]], batch: Batch) -> Looks:
@@ -182,7 +196,7 @@ def where(
         told = [i for i, (start, end) in enumerate(pieces) if start < last and first < end]
         piece, box, edge = question.seen[told[0]] if told else ("", NOWHERE, 0)
         tokens = None if box is None else shown[told].any(0)
-        if piece.isdigit() and box[0] < box[2]:     # of a box: parts of the picture, which only the global view sees whole
+        if piece.isdigit() and REF in question.answer:      # parts of the picture, which only the global view sees whole
             tokens = tokens & ~view.local
         rows = []
         if box is not None and box[0] == box[2]:
@@ -192,21 +206,28 @@ def where(
     return found
 
 
-def named(
-    processor: Processor, view: View, sample: Sample, questions: Sequence[Question], length: int
-) -> list[tuple[int, ndarray]]:
-    """For the last token of every name in the questions, its place in the conversation, which is padded on the left to this
-    length, and which visual tokens show what it names (bool)."""
-    found, end = [], length
+def turns(
+    processor: Processor, questions: Sequence[Question], length: int
+) -> Iterator[tuple[Question, dict[int, int], int]]:
+    """Of each question, last to first, the places in the conversation, which is padded on the left to this length: of the
+    token that holds each of its characters, and of the token after which the answer begins."""
+    end = length
     for i, question in reversed([*enumerate(questions)]):
         end -= len(spans(processor.tokenizer, question.answer)) + 1          # and its END
         before = f"{USER}: " if i else "\n"                        # the first comes after a picture
         line = spans(processor.tokenizer, f"{before}{question.text}\n\n{ASSISTANT}:")
-        end -= len(line)
-        names = {len(before) + after - 1: boxes for after, boxes in mentions(question.text, sample)}
-        found += [(end + k, view.showing(names[at]).any(0))
-                  for k, (_, (first, last)) in enumerate(line) for at in range(first, last) if at in names]
-    return found
+        start = end - len(line)
+        yield question, {at - len(before): start + k for k, (_, (first, last)) in enumerate(line)
+                         for at in range(first, last)}, end - 1
+        end = start
+
+
+def named(
+    tokens: dict[int, int], view: View, names: Sequence[tuple[int, Sequence[Box]]]
+) -> list[tuple[int, ndarray]]:
+    """For the last token of every name in a question, its place in the conversation, and which visual tokens show what it
+    names (bool)."""
+    return [(tokens[after - 1], view.showing(boxes).any(0)) for after, boxes in names]
 
 
 def tied(shown: dict[Line, ndarray], pairs: Iterable[tuple[Line, Line]]) -> list[tuple[int, ndarray]]:

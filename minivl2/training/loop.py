@@ -38,7 +38,7 @@ from minivl2.experts import Routing
 from minivl2.files import written_whole
 from minivl2.model import DeepSeekVL2
 from minivl2.processor import Processor
-from minivl2.training import contrast, guidance, optimizers, shard, sharper, shown, sight, team
+from minivl2.training import contrast, guidance, noticing, optimizers, shard, sharper, shown, sight, team
 from minivl2.training.curriculum import COURSES, Lesson, Stage, lesson, stage_at
 from minivl2.weights import load, write_checkpoint
 
@@ -48,6 +48,7 @@ LOG_EVERY = 10          # steps
 SAVE_EVERY = 60         # seconds
 KEPT = 2                # checkpoints: should the newest turn out to be damaged, there is one before it
 PROGRESS = "progress.json"
+ASKING = "asking."       # before the names of what noticing.py asks with, in the optimisers' file
 OPTIMIZER = "optimizer.state"       # a safetensors file; the ending *.safetensors would make it part of the weights
 
 
@@ -120,27 +121,39 @@ class Trainer:
             shard.divide(model, dtype, divided)
             dtype = torch.float32
         self.learner = optimizers.Learner(model, dtype, recipe(model))
+        # Heads that are thrown away (noticing.py). As small as they are, each process keeps them whole.
+        self.asking: optimizers.Learner | None = None
+        if any(stage.noticing for stage in COURSES[plan.course]):
+            with torch.random.fork_rng():
+                torch.manual_seed(plan.seed)
+                self.asking = optimizers.Learner(noticing.Noticing(model.config.language.hidden_size), dtype)
         self.step = 0
 
     def train_step(self, lesson: Lesson) -> dict[str, Any]:
         """One step of both optimisers. Returns what to log. Raises TrainingError if the loss is not a number."""
-        batch, abilities, where = lesson
+        batch, abilities, where, known = lesson
         stage, rate = self.plan.stage_at(self.step), self.plan.rate_at(self.step)
         self.learner.freeze(stage.frozen)
         # Each process averages over its own answers; weighted by how many those are, the team's mean is that of all.
         # Asked before the work, while all are here: afterwards the faster would wait for the slower once more.
         answers = batch.learned.sum()
         share = answers * team.size() / team.total(answers.clone())
-        with guidance.listening(self.learner.working, where, self.plan.guidance_at(self.step)) as heard:
+        with (guidance.listening(self.learner.working, where, self.plan.guidance_at(self.step)) as heard,
+              noticing.overheard(self.learner.working) as left):
             loss = self.learner.working.loss(batch)
-        told = torch.zeros(())
+        told = asked = torch.zeros(())
         if where:
             told = guidance.loss(heard, where) + guidance.fetched_loss(self.learner.working, heard, where, batch)
-        ((share - 1) * loss.text + loss.total + stage.looking * told).backward()
+        if known:
+            asked = noticing.loss(self.asking.working, left, known)
+        ((share - 1) * loss.text + loss.total + stage.looking * told + stage.noticing * asked).backward()
         text, balance = team.total(torch.stack((share * loss.text, loss.balance)).detach().double()) / team.size()
         if not (text + balance).isfinite():
             raise TrainingError(f"the loss of step {self.step} (seed {self.plan.seed}) is {text.item()}")
         norm = self.learner.step(rate)
+        if known:
+            self.asking.step(rate)
+            self.asking.hand_out()
         self._balance(loss.routings, stage.bias_step)
         self.learner.hand_out()
         self.step += 1
@@ -170,6 +183,9 @@ class Trainer:
         model, state = self.whole(), self.learner.state()
         if shard.is_divided(self.model):
             state = shard.collect(state)
+        if self.asking:
+            kept = self.asking.module.state_dict() | self.asking.state()
+            state |= {ASKING + name: value for name, value in kept.items()}
         folder = run / f"step-{self.step:06}"
         if team.rank() > 0 or folder.exists():
             return
@@ -199,7 +215,14 @@ class Trainer:
             raise TrainingError(f"not what was written: {', '.join(damaged)}")
         trainer = cls(*load_owned(folder), plan, divided)
         trainer.step = progress["step"]
-        trainer.learner.load_state(load_file(folder / OPTIMIZER))
+        state = load_file(folder / OPTIMIZER)
+        asking = {name.removeprefix(ASKING): state.pop(name) for name in list(state) if name.startswith(ASKING)}
+        trainer.learner.load_state(state)
+        if trainer.asking:
+            heads = trainer.asking.module.state_dict()
+            trainer.asking.module.load_state_dict({name: asking.pop(name) for name in heads})
+            trainer.asking.hand_out()
+            trainer.asking.load_state(asking)
         return trainer
 
 
