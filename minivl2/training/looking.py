@@ -17,8 +17,8 @@ answer is to be seen (`Question.seen`):
                 knows which it is, the first or the second (noticing.py)
     layer 3     a token of an answer looks at the visual tokens that show this piece of it; of a box, each of its four
                 numbers by a head of its own. A thing's token knows all four edges: had one head to fetch them all, which of
-                them is asked for would still have to be found out after the last look. And the bracket that ends a list
-                looks at itself: there is nothing more
+                them is asked for would still have to be found out after the last look. And who has nothing more to
+                find looks at itself: the bracket that ends a list, and the last token of an answer
     layer 4     where there is one, looks closer. A visual token shows two lines of small print, and all of its characters
                 are fetched at once. With four layers the toy of weights/ looked at the right token for 91 of 100 digits that
                 it got wrong, and for four in five of these said another digit of that token: it did not know which line.
@@ -192,7 +192,7 @@ def where(
         end = start + len(piece)
         pieces.append((start, end))
     shown, found = view.showing([box or NOWHERE for _, box, _ in question.seen]), []
-    for _, (first, last) in (*spans(processor.tokenizer, question.answer), (None, (end, end))):
+    for _, (first, last) in spans(processor.tokenizer, question.answer):
         told = [i for i, (start, end) in enumerate(pieces) if start < last and first < end]
         piece, box, edge = question.seen[told[0]] if told else ("", NOWHERE, 0)
         tokens = None if box is None else shown[told].any(0)
@@ -203,7 +203,9 @@ def where(
             row = np.array([view.row(question.seen[i].box[1]) for i in told])
             rows = [shown[told][row == which].any(0) for which in range(2)]
         found.append((edge, tokens, rows))
-    return found
+    nowhere = np.zeros_like(view.local)
+    written = any(rows for *_, rows in found)
+    return [*found, (0, None if question.seen else nowhere, [nowhere, nowhere] if written else [])]
 
 
 def turns(
