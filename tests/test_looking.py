@@ -319,7 +319,7 @@ def test_what_belongs_to_something_looks_at_what_of_it_came_before(processor, se
 
 @pytest.mark.parametrize("kind", toyworld.KINDS)
 def test_looks_ask_the_token_before_and_show_visual_tokens_or_themselves(processor, kind):
-    stage = Stage(1.0, {kind: 1}, tuple(toyworld.GRIDS[kind]), looking=1.0, boxes=True)
+    stage = Stage(1.0, {kind: 1}, tuple(toyworld.GRIDS[kind]), looking=1.0, edges=looking.EDGES)
     lesson = curriculum.lesson(processor, 0, 0, stage, 4)
     batch, (names, said, left, above, *answers), (upper, lower) = lesson.batch, lesson.told[:8], lesson.told[-2:]
     for looks in lesson.told:
@@ -410,10 +410,14 @@ def test_what_is_compared_is_fetched_first_and_then_the_larger_is_looked_at(proc
 @pytest.mark.parametrize("kind", toyworld.KINDS)
 def test_a_stage_that_tells_no_boxes_tells_all_else(processor, kind):
     stage = Stage(1.0, {kind: 1}, tuple(toyworld.GRIDS[kind]), looking=1.0)
-    some, all_ = (curriculum.lesson(processor, 0, 0, s, 4).told for s in (stage, dataclasses.replace(stage, boxes=True)))
+    every = dataclasses.replace(stage, edges=looking.EDGES)
+    some, all_ = (curriculum.lesson(processor, 0, 0, told, 4).told for told in (stage, every))
     for name, looks, others in zip(looking.Told._fields, some, all_, strict=True):
         if kind == "grounding" and name not in ("names", "left", "above", "again"):
             assert not len(looks.rows)
+            left_alone = curriculum.lesson(processor, 0, 0, dataclasses.replace(stage, edges=(0,)), 4).told
+            assert all(torch.equal(one, other) for one, other in zip(left_alone.answers, all_.answers, strict=True))
+            assert not any(len(edge.rows) for edge in left_alone[5:8])
         else:
             assert all(torch.equal(one, other) for one, other in zip(looks, others, strict=True))
 

@@ -51,6 +51,7 @@ from minivl2.training.tokenizer import spans
 MUCH = 0.25     # of what a visual token shows: a thing that covers so much of it is there to be seen
 Box = tuple[float, float, float, float]
 NOWHERE: Box = (np.nan,) * 4
+EDGES = (0, 1, 2, 3)    # of a box: left, top, right, bottom
 
 
 class Looks(NamedTuple):
@@ -82,9 +83,11 @@ class Told(NamedTuple):
 
 
 def looks(
-    processor: Processor, samples: Sequence[Sample], asked: Sequence[Sequence[Question]], batch: Batch, boxes: bool = True
+    processor: Processor, samples: Sequence[Sample], asked: Sequence[Sequence[Question]], batch: Batch,
+    edges: Sequence[int] = EDGES,
 ) -> Told:
-    """Of every conversation its sample, and the questions asked in it. `boxes`: whether they are told, too."""
+    """Of every conversation its sample, and the questions asked in it. `edges`: which edges of boxes are told, too; with the
+    left ones, 0, the names that stand before them, and whether there is a next thing."""
     names, left, above, answers, left_by_row, by_row = [], [], [], ([], [], [], []), ([], []), ([], [])
     again, values, larger = [], [], []
     length = batch.input_ids.shape[1]
@@ -110,7 +113,7 @@ def looks(
             look = row, token, np.array([token]) if tokens is None else visual[tokens]
             if tokens is not None and not rows:
                 again.append((row, token + 1, visual[tokens]))          # what a token is to find, the next one is
-            if boxes or REF not in question.answer:
+            if edge in edges or REF not in question.answer:
                 answers[edge].append(look)
             for told, tokens in zip(by_row, rows, strict=False):
                 told.append((row, token, visual[tokens] if tokens.any() else np.array([token])))
