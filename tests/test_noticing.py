@@ -158,7 +158,8 @@ def test_heads_learn_with_the_model_and_go_on_learning_after_a_kill(tmp_path):
 
 
 def test_a_course_that_does_not_ask_has_no_heads_and_draws_the_same_lessons(processor):
-    assert make().asking is None
+    small = make()
+    assert loop.Trainer(small.model, small.processor, loop.Plan(1, course="things")).asking is None
     stage = Stage(1.0, {"charts": 1}, ((2, 1),))
     plain = curriculum.lesson(processor, 0, 0, stage, 3)
     asked = curriculum.lesson(processor, 0, 0, Stage(1.0, {"charts": 1}, ((2, 1),), noticing=0.1), 3)

@@ -69,8 +69,9 @@ COURSES = {
     # what ten minutes are enough for: things. The eye learns no more: when it did in the last quarter, steps that took
     # longer for it left counting at 78 % instead of 88
     "short": (
-        Stage(0.50, SOME, PLAIN, lists=0.0, frozen=SEEING, looking=TOLD, edges=EDGES, guided=0.4),
-        Stage(1.00, SOME, SMALL, lists=0.0, frozen=SEEING, looking=TOLD, edges=EDGES),
+        Stage(0.50, SOME, PLAIN, lists=0.0, frozen=SEEING, looking=TOLD, edges=EDGES, guided=0.4,
+              noticing=ASKED),
+        Stage(1.00, SOME, SMALL, lists=0.0, frozen=SEEING, looking=TOLD, edges=EDGES, noticing=ASKED),
     ),
     # the whole toy world, in hours
     "whole": (

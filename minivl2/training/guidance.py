@@ -35,10 +35,11 @@ from minivl2.training.looking import Looks, Told
 
 FETCHED = 0.3   # the weight of what is fetched closer, beside that of where it is looked for
 # For each of Told, which of the layers that are told, and which head of it: who finds what a question names and what an
-# answer has said, looks left, looks up, finds what comes next; who finds the other edges of a box
-HEADS = (0, 0), (0, 0), (1, 1), (1, 0), (2, 0), (2, 1), (2, 2), (2, 3)
-# and, of a decoder that has a layer to look closer, who looks left for each row; and who looks closer
-CLOSER = (1, 2), (2, 0), (3, 2), (2, 1), (2, 2), (3, 0), (3, 1)
+# answer has said, looks left, looks up, finds what comes next; who finds the other edges of a box, and what was said, again
+HEADS = (0, 0), (0, 0), (1, 1), (1, 0), (2, 0), (2, 1), (2, 2), (2, 3), (1, 2)
+# and, of a decoder that has a layer to look closer, who finds what is compared, and the larger; who looks left for each row;
+# and who looks closer
+CLOSER = (2, 0), (3, 2), (2, 1), (2, 2), (3, 0), (3, 1)
 DEEP = 5        # layers: so many have one
 
 
@@ -67,7 +68,7 @@ class Given(TorchFunctionMode):
 
 def heads(model: DeepSeekVL2) -> tuple[tuple[int, int], ...]:
     """Layer and head that are told each of Told, all or, of a decoder that has no layer to look closer, all but the last
-    four. The last layers are told; of a toy, all but the first."""
+    six. The last layers are told; of a toy, all but the first."""
     layers = len(model.decoder.layers)
     told = HEADS + CLOSER if layers >= DEEP else HEADS
     first = layers - 1 - max(layer for layer, _ in told)

@@ -13,8 +13,8 @@ answer is to be seen (`Question.seen`):
                 at itself if nothing does, or the strongest of no matches would look like a match; and every token of an
                 answer at what shows that, to know what has been said
     layer 2     a visual token that shows a cell of a table looks at the name of its row; and at that of its column. And
-                where there is a layer 4, the tokens of an answer look once more at the thing that has been said: by now it
-                knows which it is, the first or the second (noticing.py)
+                the tokens of an answer look once more at the thing that has been said: by now it knows which it is, the
+                first or the second (noticing.py)
     layer 3     a token of an answer looks at the visual tokens that show this piece of it; of a box, each of its four
                 numbers by a head of its own. A thing's token knows all four edges: had one head to fetch them all, which of
                 them is asked for would still have to be found out after the last look. And who has nothing more to
