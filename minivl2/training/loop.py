@@ -126,7 +126,7 @@ class Trainer:
         if any(stage.noticing for stage in COURSES[plan.course]):
             with torch.random.fork_rng():
                 torch.manual_seed(plan.seed)
-                self.asking = optimizers.Learner(noticing.Noticing(model.config.language.hidden_size), dtype)
+                self.asking = optimizers.Learner(noticing.Noticing(model.config.language.hidden_size), torch.float32)
         self.step = 0
 
     def train_step(self, lesson: Lesson) -> dict[str, Any]:
@@ -153,7 +153,6 @@ class Trainer:
         norm = self.learner.step(rate)
         if known:
             self.asking.step(rate)
-            self.asking.hand_out()
         self._balance(loss.routings, stage.bias_step)
         self.learner.hand_out()
         self.step += 1
@@ -221,7 +220,6 @@ class Trainer:
         if trainer.asking:
             heads = trainer.asking.module.state_dict()
             trainer.asking.module.load_state_dict({name: asking.pop(name) for name in heads})
-            trainer.asking.hand_out()
             trainer.asking.load_state(asking)
         return trainer
 

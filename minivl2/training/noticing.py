@@ -121,7 +121,7 @@ def amounts(view: View, groups: list[list[Line]]) -> list[tuple[float, ...]]:
 
 
 class Noticing(nn.Module):
-    """The heads that ask."""
+    """The heads that ask. Small as they are, they compute in float32, whatever the model computes in."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -132,9 +132,9 @@ class Noticing(nn.Module):
         """early, later (B, T, D): what left the layer that is asked about things, and that about numbers. Each loss is one
         of every token it is about."""
         width = early.shape[-1:]
-        order = self.head_order(F.rms_norm(early[noticed.things], width)).float().unflatten(1, (ORDERS, MOST))
+        order = self.head_order(F.rms_norm(early[noticed.things].float(), width)).unflatten(1, (ORDERS, MOST))
         order = F.cross_entropy(order.transpose(1, 2), noticed.order.clamp(max=MOST - 1), reduction="none")    # (n, ORDERS)
-        numbers = self.head_numbers(F.rms_norm(later[noticed.numbers], width)).float().unflatten(1, (ROWS, NUMBERS))
+        numbers = self.head_numbers(F.rms_norm(later[noticed.numbers].float(), width)).unflatten(1, (ROWS, NUMBERS))
         numbers = numbers[torch.arange(len(numbers)), noticed.row]
         numbers = F.binary_cross_entropy_with_logits(numbers, noticed.known, reduction="none")              # (m, NUMBERS)
         amount, extremes = numbers.split([len(AMOUNTS), EXTREMES], dim=1)
