@@ -3,9 +3,8 @@
 Paper    Deeply-Supervised Nets, arXiv:1409.5185: layers inside a network are given losses of their own.
 Lesson   lessons/08_training.ipynb                      Tests   tests/test_noticing.py
 
-A decoder reads the picture before the question, so a visual token can know nothing of the question. But it can know
-what will be asked for, and some of that takes more than one look: after the question it is too
-late to begin.
+A decoder reads the picture before the question, so a visual token can know nothing of the question. But it can know what
+will be asked for. Some of that takes more than one look, and after the question it is too late to begin:
 
     order       Is this the first red thing, the second? "Where are all red things?" is answered thing by thing, and which
                 one is next has to be found in a single look. It is found if each knows its place among all things, among
@@ -16,7 +15,7 @@ late to begin.
                 is the largest so far
 
 So these are asked of the visual tokens inside the decoder, as early as the layers allow, by heads that are thrown away
-afterwards. Before this, of 250 questions for all boxes of a kind the toy of weights/ got 95 wrong, 73 of them by their
+afterwards. Before this, of 250 questions for all boxes of a kind the toy of weights/ got 93 wrong, 73 of them by their
 number: it left one out, named one twice, or went on to things of another kind. Of numbers with as many digits it guessed
 which is the larger.
 """
