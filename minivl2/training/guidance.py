@@ -6,9 +6,10 @@ Each is a loss, -log of the attention that falls where it should, of one head th
 are free, and how the layers below make it possible is left to them. (Were it the head that looks there most, whichever,
 nobody would have to find anything: four heads would look at four columns of a table, and one of them always be right.)
 
-What is fetched closer is also asked, as a loss of its own, to say the next token by itself, as loud as it is heard. Before
-it was asked that, the heads of the toy of weights/ looked at the right row and whispered what they had found: a vector of
-length 9, beside the 124 of all that the layers before had said. No answer was better for it.
+What is fetched in the last layer, where one looks closer, is also asked, as a loss of its own, to say the next token by
+itself, as loud as it is heard. Before it was asked that, the heads of the toy of weights/ looked at the right row and
+whispered what they had found: a vector of length 9, beside the 124 of all that the layers before had said. No answer was
+better for it.
 
 And at first they are guided. As long as a head looks in the wrong places, what it fetches is noise, and the layers learn to
 leave it, which has to be unlearned later. So a beginner's attention is laid where it should fall, first all of it, then less
@@ -33,13 +34,14 @@ from minivl2.record import overhear
 from minivl2.training import team
 from minivl2.training.looking import Looks, Told
 
-FETCHED = 0.3   # the weight of what is fetched closer, beside that of where it is looked for
+FETCHED = 0.3   # the weight of what is fetched there, beside that of where it is looked for
 # For each of Told, which of the layers that are told, and which head of it: who finds what a question names and what an
 # answer has said, looks left, looks up, finds what comes next; who finds the other edges of a box, and what was said, again
 HEADS = (0, 0), (0, 0), (1, 1), (1, 0), (2, 0), (2, 1), (2, 2), (2, 3), (1, 2)
-# and, of a decoder that has a layer to look closer, who finds what is compared, and the larger; who looks left for each row;
-# and who looks closer
-CLOSER = (2, 0), (3, 2), (2, 1), (2, 2), (3, 0), (3, 1)
+# and, of a decoder that has a layer to look closer, who finds what is compared, who looks left for each row; and in that
+# layer, who finds the larger, and who looks closer
+CLOSER = (2, 0), (2, 1), (2, 2), (3, 2), (3, 0), (3, 1)
+LAST = 3        # of Told are of that layer
 DEEP = 5        # layers: so many have one
 
 
@@ -86,7 +88,7 @@ def listening(model: DeepSeekVL2, told: Told | None = None, guidance: float = 0.
             given.told.append((head, looks))
     hooks = [hook for layer, given in layers.items() for hook in overhear(model.decoder.layers[layer].attn, given)]
     if told and len(heard) == len(told):
-        hooks += fetching(model.decoder, heard[-2:], told[-2:])
+        hooks += fetching(model.decoder, heard[-LAST:], told[-LAST:])
     try:
         yield heard
     finally:
@@ -136,9 +138,9 @@ def added_up(losses: Sequence[Tensor]) -> Tensor:
 
 
 def fetched_loss(model: DeepSeekVL2, heard: list[tuple[Given, int]], told: Told, batch: Batch) -> Tensor:
-    """Of the heads that look closer: what each fetches where it should look is to say the next token, by itself, and as
+    """Of the heads of the last layer: what each fetches where it should look is to say the next token, by itself, and as
     loud as it is beside all else that the token knows by then. 0 of a decoder that has none."""
-    closer = [away(looks) for looks in told[-2:]]
+    closer = [away(looks) for looks in told[-LAST:]]
     given, _ = heard[-1]
     if given.fetched is None:
         return torch.zeros(())

@@ -75,9 +75,9 @@ class Told(NamedTuple):
     bottom: Looks
     again: Looks        # the same as `said`, of things only, and of boxes always
     values: Looks       # of what is compared
-    larger: Looks
     upper_left: Looks   # of what is in the upper row
     lower_left: Looks
+    larger: Looks
     upper: Looks
     lower: Looks
 
@@ -118,7 +118,7 @@ def looks(
             for told, tokens in zip(by_row, rows, strict=False):
                 told.append((row, token, visual[tokens] if tokens.any() else np.array([token])))
     said = [(row, token + 1, shown) for told in answers for row, token, shown in told if token not in shown]
-    all_told = names, said, left, above, *answers, again, values, larger, *left_by_row, *by_row
+    all_told = names, said, left, above, *answers, again, values, *left_by_row, larger, *by_row
     return Told(*(gathered(told, batch) for told in all_told))
 
 
