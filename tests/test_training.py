@@ -137,7 +137,7 @@ def test_every_token_of_an_answer_knows_which_ability_it_belongs_to():
         whole = curriculum.lesson(processor, 0, step, stage, 3)
         alone = [curriculum.lesson(processor, 0, step, stage, 3, rank, team=3) for rank in range(3)]
         assert whole.abilities == [ability for part in alone for ability in part.abilities]
-        for sample, (batch, abilities, _) in zip(curriculum.pictures(0, step, stage, 3), alone, strict=True):
+        for sample, (batch, abilities, *_) in zip(curriculum.pictures(0, step, stage, 3), alone, strict=True):
             ids = batch.labels[:, 1:][batch.learned].tolist()
             for ability in set(abilities):
                 said = processor.tokenizer.decode(
