@@ -115,11 +115,11 @@ def draw_pie(rng, chart, pen):
 
 def questions(rng, chart, written):
     # Where a letter and its value are both known: at the one that the decoder comes to last. That is the value on the right
-    # of its letter, in a legend, and the letter below its value.
+    # of its letter, in a legend, where it ends, and the letter below its value.
     seen_label = {line.text: letters(line) for line in written if line.text in chart.labels}
     if chart.style == "pie":
         seen_value = {line.left.text: letters(line) for line in written if line.left}
-        seen_both = {label: (Seen(label, value[0].box),) for label, value in seen_value.items()}
+        seen_both = {label: (Seen(label, value[-1].box),) for label, value in seen_value.items()}
     else:
         seen_value = {label: (Seen(str(value), seen_label[label][0].box),)
                       for label, value in zip(chart.labels, chart.values, strict=True)}

@@ -65,8 +65,9 @@ def questions(rng, table, written):
         if values.count(max(values)) == 1:
             phrase = rng.choice(("which has the largest {}?", "what has the highest {}?", "largest {}?"))
             best = values.index(max(values))
-            # The decoder comes to the row's name before it comes to the value; only the value can know them both.
-            seen = (Seen(table.rows[best], letters(written[1 + best, i])[0].box),)
+            # The decoder comes to the row's name before it comes to the value; only the value can know them both. And how
+            # much it is, is known where it ends.
+            seen = (Seen(table.rows[best], letters(written[1 + best, i])[-1].box),)
             asked.append(Question("table largest", phrase.format(column), table.rows[best], 1 / len(ROWS), seen))
     if len(table.columns) > 1:  # or there would be nothing in a row that "table" does not ask for
         for k, (row, line) in enumerate(zip(table.rows, table.cells, strict=True), 1):
