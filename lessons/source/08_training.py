@@ -32,7 +32,7 @@ from minivl2.batch import in_line
 from minivl2.grading import grade
 from minivl2.places import LOCAL, places
 from minivl2.processor import ProcessorConfig
-from minivl2.training import curriculum, evaluation, guidance, looking, loop, optimizers
+from minivl2.training import curriculum, evaluation, guidance, looking, loop, noticing, optimizers
 from minivl2.training.curriculum import Lesson
 from minivl2.training.evaluation import Answered
 from minivl2.training.optimizers import LOWEST, WARMUP
@@ -381,7 +381,7 @@ model = minivl2.build("toy")
 learner = optimizers.Learner(model, torch.float32)
 heard = []                      # of each step: the mean loss of each ability's answers
 for step in range(STEPS):
-    batch, abilities, _ = curriculum.lesson(processor, 0, step, stage, PICTURES)
+    batch, abilities, *_ = curriculum.lesson(processor, 0, step, stage, PICTURES)
     loss = model.loss(batch)
     loss.total.backward()
     learner.step(rate(step / STEPS))
@@ -553,6 +553,68 @@ for axis, question in zip(axes, questions, strict=True):
 # told to look at the value, and the value to look left at its letter. 7,000 steps later slices are right 31 times in 80, the
 # larger of two 55 times (44 before, as often as a coin), all values of a pie 57 times (50): better, and still far from bars.
 #
+# ### What takes more than one look
+# Of 250 questions for all boxes of a kind ("where are all red things?") the twentieth run of this toy got 93 wrong, and 73
+# of those by their *number*: a thing left out, or named twice, or then one of another kind. Which is the next? The question
+# comes after the picture, so no visual token knows that red is asked for. It has to be found in one look, among all that is
+# red, has not been named, and comes first. "Which is more, A or B?" is of that sort, too: two values to find, then to
+# compare, then a letter to say; and the layers are few.
+#
+# But part of it can be done before anybody asks. A visual token can know that it shows the *second* thing, and the first that
+# is red; that the number which ends in it is 60 or more, and the largest of its column so far. So it is asked that, inside
+# the decoder, by heads that are thrown away afterwards (`training/noticing.py`). And for two that are compared, the
+# two looks are told one by one: both letters fetch their values, and one layer later the answer looks at the letter in the
+# question which has fetched more. What a straight line can tell from the vectors of visual tokens, before the first layer
+# and after each of the five, on pictures that it was not fitted to:
+
+# %%
+def inside(kind: str, pictures: int, name: str) -> tuple[Tensor, Tensor]:
+    """Before each layer and after the last: visual tokens (6, n, D). What they should know (n,)."""
+    vectors, known = [], []
+    for i in range(pictures):
+        sample, passed = toyworld.draw(f"{name} {i}", kind, (2, 2)), []
+        batch = toy_processor(toyworld.messages(sample.questions[:1]), sample.images)
+        hooks = [part.register_forward_pre_hook(lambda _, inputs, to=passed: to.append(inputs[0]))
+                 for part in (*toy.decoder.layers, toy.decoder.norm)]
+        with torch.no_grad():
+            toy(batch)
+        for hook in hooks:
+            hook.remove()
+        wanted = noticing.noticed(toy_processor, [sample], batch)
+        at = wanted.things if kind == "scenes" else wanted.numbers
+        vectors.append(torch.stack([F.rms_norm(x[at], x.shape[-1:]) for x in passed]))
+        known.append(wanted.order[:, 0] if kind == "scenes" else wanted.known[:, -2].long())
+    return torch.cat(vectors, 1), torch.cat(known)
+
+
+def right(x: Tensor, y: Tensor, new_x: Tensor, new_y: Tensor) -> float:
+    """Of a straight line fitted to x and y, how often it is right about others."""
+    x, new_x = (F.pad(t, (0, 1), value=1.0) for t in (x, new_x))
+    matrix = torch.linalg.solve(x.T @ x + torch.eye(x.shape[1]), x.T @ F.one_hot(y).float())
+    return ((new_x @ matrix).argmax(1) == new_y).float().mean().item()
+
+
+figure, axis = plt.subplots(figsize=(6, 2.6), layout="constrained")
+for kind, name in (("scenes", "which thing is it, of all?"),
+                   ("tables", "is it the largest of its column so far?")):
+    (x, y), (new_x, new_y) = inside(kind, 120, "to fit"), inside(kind, 50, "to see")
+    fitted = zip(x, [y] * 6, new_x, strict=True)
+    axis.plot([right(*these, new_y) for these in fitted], "o-", label=name)
+axis.set(xlabel="decoder layers passed", ylabel="told right", ylim=(0, 1), xticks=range(6))
+axis.legend(loc="lower right")
+
+# %% [markdown]
+# After two layers it can be told which thing of all a token shows, in 86 of 100 (at the twentieth run, which had not been
+# asked: 65). 14,000 steps later the larger of two is right 94 times in 100 instead of 85, the largest
+# of a column 87 instead of 83. Of pies, where it had been worst, the largest or smallest slice 53 times in 81 (it was 31
+# of 80), the larger of two 68 (55), all values 65 (57); of bars and lines nearly always. And of those 250 questions for all
+# boxes of a kind 76 are answered wrong instead of 93, 50 of them by the number.
+#
+# Twice it went wrong as above. The answer looked at the letter that had fetched more (0.15 nats of loss), and was no better
+# for it: it whispered, until it was asked to say the letter aloud. And the largest of a column had been looked for where that
+# number *begins*. How much it is can be known only where it ends.
+#
+# ### What is not there
 # And what of "is there a white star?" when there is none? Attention must fall *somewhere*: softmax makes the strongest of no
 # matches look like a match. After 1,100 steps a toy that was told nothing knew colours and what is where, and of yes or no no
 # more than the blind, 0.35; told only about what is there, another had come no further. So a name that nothing fits
@@ -575,6 +637,6 @@ for axis, question in zip(axes, questions, strict=True):
 #
 # ## What you have now
 # Six parts of `minivl2/training/`. What you have not written: `shown.py`, what the visual tokens of a drawn picture
-# show, `sight.py`, which asks them, and `sharper.py`, which asks again later; `looking.py`, which says where to look, and `guidance.py`, which tells the decoder's heads;
+# show, `sight.py`, which asks them, and `sharper.py`, which asks again later; `noticing.py`, which asks what they know inside the decoder; `looking.py`, which says where to look, and `guidance.py`, which tells the decoder's heads;
 # `loop.py`, which saves a run so that, killed at any moment, it goes on to the same weights; `team.py`, two processes
 # that train one model. And `Learner` in `optimizers.py`: twenty lines that you can read now.
