@@ -2,20 +2,20 @@
 
 import re
 
-from .things import COLOURS, DIAMETER, SHAPES, Kind, Scene
+from .things import COLOURS, DIAMETER, SHAPES, Kind, side_by_side
 
 SIZE, COLOUR, SHAPE = ("|".join(words) for words in (DIAMETER, COLOURS, SHAPES))
 KIND = re.compile(rf"\b(?:(?P<size>{SIZE}) )?(?:(?P<colour>{COLOUR}) )?(?:(?P<shape>{SHAPE})|thing)(?:e?s)?\b")
+FRAMED = re.compile(r"\bframe[sd]\b")
 WORD = re.compile(r"\w+")
 
 
 def mentions(text, sample):
     """(character after the name, boxes of what it names), name after name. A letter's box is one of no size.
 
-    No boxes for a thing that is not there; of words only those that stand in the picture, and nothing where a sample has
-    several pictures.
+    No boxes for a thing that is not there; of words only those that stand in the picture.
     """
-    return things(text, sample.facts) if isinstance(sample.facts, Scene) else words(text, sample.written)
+    return things(text, side_by_side(sample.scenes)) if sample.scenes else words(text, sample.written)
 
 
 def values_of(text, sample):
@@ -26,14 +26,15 @@ def values_of(text, sample):
     return [(word.end(), stand[word.group()]) for word in WORD.finditer(text) if word.group() in stand]
 
 
-def things(text, scene):
+def things(text, scenes):
     found = []
     for name in KIND.finditer(text):
         kind = Kind(**name.groupdict())
-        boxes = [thing.box for thing in scene.fitting(kind)]
+        boxes = [thing.box for scene in scenes for thing in scene.fitting(kind)]
         if kind != Kind():        # "the things" names nothing in particular
             found.append((name.end(), boxes))
-    return found
+    marked = [scene.things[scene.marked].box for scene in scenes if scene.marked is not None]
+    return sorted(found + [(name.end(), marked) for name in FRAMED.finditer(text)])
 
 
 def words(text, lines):

@@ -5,9 +5,9 @@ from dataclasses import replace
 from PIL import ImageDraw
 
 from .canvas import picture_size
-from .grounding import located
-from .sample import Question, Sample
-from .things import COLOURS, DIAMETER, SHAPES, Kind, draw_scene, random_kinds, typical_side
+from .grounding import located, seen_boxes
+from .sample import Question, Sample, Seen, at
+from .things import COLOURS, DIAMETER, SHAPES, Kind, draw_scene, random_kinds, side_by_side, typical_side
 
 GRIDS = ((1, 1), (1, 1), (1, 1), (2, 1), (1, 2), (2, 2))
 FRAME = (255, 0, 255)  # no thing has this colour
@@ -49,8 +49,10 @@ def in_context(rng, grid):
             "where in the second image is the shape framed in the first image?",
         )
     )
-    answer = located(f"the {kind}", scenes[1].fitting(kind), scenes[1])
-    question = Question("in context", "<|grounding|>" + phrase, answer)
+    (found,), (there,) = scenes[1].fitting(kind), side_by_side(scenes)[1].fitting(kind)
+    edges = [seen._replace(box=seen.box and there.box) for seen in seen_boxes([found], scenes[1])]
+    seen = (Seen(str(kind), scenes[0].things[marked].box), *edges)
+    question = Question("in context", "<|grounding|>" + phrase, located(f"the {kind}", [found], scenes[1]), seen=seen)
     return Sample("pairs", pictures, (question,), scenes, grid)
 
 
@@ -63,20 +65,25 @@ def compared(rng, grid, n):
     counts = rng.sample(range(1, 7), n)
     scenes, pictures = zip(
         *(draw_scene(rng, picture_size(rng, grid), random_kinds(rng, count)) for count in counts), strict=True)
-    asked = [most(rng, counts)]
+    beside = side_by_side(scenes)
+    asked = [most(rng, counts, beside)]
     kinds = [Kind(colour=colour) for colour in COLOURS] + [Kind(shape=shape) for shape in SHAPES]
     for kind in rng.sample(kinds, len(kinds)):
         shows = [i for i, scene in enumerate(scenes) if scene.fitting(kind)]
         if len(shows) == 1 and len(asked) <= ALONE:
             article = "an" if kind.colour == "orange" else "a"
             phrase = rng.choice(("which image shows {} {}?", "which image has {} {}?", "where do you see {} {}?"))
-            asked.append(Question("which image", phrase.format(article, kind), ORDINALS[shows[0]], 1 / n))
+            answer, thing = ORDINALS[shows[0]], beside[shows[0]].fitting(kind)[0]
+            asked.append(Question("which image", phrase.format(article, kind), answer, 1 / n, at(thing, answer)))
     rng.shuffle(asked)
     return Sample("pairs", pictures, tuple(asked), scenes, grid)
 
 
-def most(rng, counts):
+def most(rng, counts, scenes):
+    """How many there are is known at the last of them."""
     phrases = ("which image has more things?", "where are more things?", "more things in which image?")
     if len(counts) == 3:
         phrases = ("which image has the most things?", "where are the most things?", "most things in which?")
-    return Question("compare", rng.choice(phrases), ORDINALS[counts.index(max(counts))], 1 / len(counts))
+    which = counts.index(max(counts))
+    seen = at(scenes[which].things[-1], ORDINALS[which])
+    return Question("compare", rng.choice(phrases), ORDINALS[which], 1 / len(counts), seen)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from .lettering import Line
+from .things import Scene
 
 ABILITIES = (
     "colour", "shape", "size", "count", "exists", "relation", "largest", "caption",  # scenes
@@ -20,7 +21,7 @@ ABILITIES = (
 
 class Seen(NamedTuple):
     """A piece of an answer, and the box (in pixels) where it is to be seen: of a thing, or of no size, in a letter; None
-    where the piece says that there is nothing more.
+    where the piece says that there is nothing more. Of several pictures, as if they stood side by side.
 
     ``edge``: of the numbers of a thing's box, which edge this one tells: 0 left, 1 top, 2 right, 3 bottom.
     """
@@ -57,6 +58,12 @@ class Sample:
     facts: Any
     grid: tuple[int, int]
     written: tuple[Line, ...] = ()
+
+    @property
+    def scenes(self):
+        """What each picture shows, of those that show things."""
+        scenes = self.facts if isinstance(self.facts, tuple) else (self.facts,)
+        return tuple(scene for scene in scenes if isinstance(scene, Scene))
 
     def conversation(self, n=None, rng=None):
         """The first ``n`` questions (None: all) as user and assistant messages; ``rng`` picks and shuffles.

@@ -6,8 +6,9 @@ order, and "above" and "below", a matter of fact instead of taste.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import accumulate
 
 from PIL import Image, ImageDraw
 
@@ -66,6 +67,16 @@ class Scene:
 
     def fitting(self, kind):
         return [thing for thing in self.things if kind.fits(thing)]
+
+
+def side_by_side(scenes):
+    """The scenes, with every box where it is when their pictures stand side by side, the first at the left."""
+    found = []
+    for scene, left in zip(scenes, accumulate([0] + [scene.width for scene in scenes]), strict=False):
+        boxes = [(x1 + left, y1, x2 + left, y2) for x1, y1, x2, y2 in (thing.box for thing in scene.things)]
+        things = tuple(replace(thing, box=box) for thing, box in zip(scene.things, boxes, strict=True))
+        found.append(replace(scene, things=things))
+    return found
 
 
 def random_kinds(rng, n, theme=None, among=0):

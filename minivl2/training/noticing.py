@@ -6,6 +6,9 @@ Lesson   lessons/08_training.ipynb                      Tests   tests/test_notic
 A decoder reads the picture before the question, so a visual token can know nothing of the question. But it can know what
 will be asked for. Some of that takes more than one look, and after the question it is too late to begin:
 
+    edges       Where does the thing begin and end? With which digits are its edges told? Left alone, a decoder forgets what
+                the eye says of it: from a token of the toy of weights/ its thing's box could be told with a mean IoU of 0.85,
+                and 0.74 after three layers, where answers fetch it
     order       Is this the first red thing, the second? "Where are all red things?" is answered thing by thing, and which
                 one is next has to be found in a single look. It is found if each knows its place among all things, among
                 those of its colour, and among those of its shape. And to count them is to find the last
@@ -36,13 +39,16 @@ from minivl2.batch import Batch
 from minivl2.model import DeepSeekVL2
 from minivl2.processor import Processor
 from minivl2.toyworld import Sample
+from minivl2.toyworld.grounding import per_mille
 from minivl2.toyworld.lettering import Line
-from minivl2.toyworld.things import Scene
+from minivl2.toyworld.things import Scene, side_by_side
 from minivl2.training import guidance
 from minivl2.training.looking import View
 
 MOST = 6                                                # things in a picture
 ORDERS = 3                                              # among all things, those of its colour, and those of its shape
+DIGITS = 2                                              # of every edge's three: the last is less than a pixel
+EDGE = 0.25                                             # the weight of all of these together
 AMOUNTS = (*range(5, 100, 5), *range(100, 1000, 100))   # a number is told by which of these it reaches
 AMOUNT = 0.25                                           # the weight of all of these together
 EXTREMES = 2                                            # the largest so far, the smallest so far
@@ -51,30 +57,30 @@ NUMBERS = len(AMOUNTS) + EXTREMES                       # yes or no, of a number
 
 
 class Noticed(NamedTuple):
-    """What n visual tokens are to know of things, and m of numbers."""
+    """What n visual tokens are to know of things' places, e of their edges, and m of numbers."""
 
     things: tuple[Tensor, Tensor]       # the conversation and the place in it, (n,) each
     order: Tensor                       # (n, ORDERS) 0 for the first
+    bounded: tuple[Tensor, Tensor]      # the same, (e,) each
+    digits: Tensor                      # (e, 4 * DIGITS) of the left edge, the top, the right and the bottom
     numbers: tuple[Tensor, Tensor]      # the same, (m,) each
     row: Tensor                         # (m,) in which row of its token's patches the number ends
     known: Tensor                       # (m, NUMBERS) 0.0 or 1.0: which of AMOUNTS it reaches, and which extreme it is
 
 
 def noticed(processor: Processor, samples: Sequence[Sample], batch: Batch) -> Noticed:
-    """Of every conversation its sample. Of several pictures, the first is asked about, if it is the only one."""
-    things, numbers = [], []
+    """Of every conversation its sample."""
+    things, bounded, numbers = [], [], []
     for row, sample in enumerate(samples):
-        if isinstance(sample.facts, Scene):
-            found, into = orders(View(processor, sample), sample.facts), things
-        elif sample.kind in ("tables", "charts"):
-            found, into = amounts(View(processor, sample), groups(sample)), numbers
-        else:
-            continue
-        visual = np.flatnonzero(batch.image_mask[row])
-        into += [(row, visual[token], *known) for token, *known in found]
-    n, m = np.array(things).reshape(-1, 2 + ORDERS), np.array(numbers, dtype=float).reshape(-1, 3 + NUMBERS)
-    n, m = torch.from_numpy(n).long(), torch.from_numpy(m)
-    return Noticed((n[:, 0], n[:, 1]), n[:, 2:], (m[:, 0].long(), m[:, 1].long()), m[:, 2].long(), m[:, 3:].float())
+        view, visual = View(processor, sample), np.flatnonzero(batch.image_mask[row])
+        for alone, scene in zip(sample.scenes, side_by_side(sample.scenes), strict=True):
+            things += [(row, visual[token], *known) for token, *known in orders(view, scene)]
+            bounded += [(row, visual[token], *known) for token, *known in edges(view, scene, alone)]
+        if sample.kind in ("tables", "charts"):
+            numbers += [(row, visual[token], *known) for token, *known in amounts(view, groups(sample))]
+    n, e, m = (torch.tensor(np.array(found, dtype=int).reshape(-1, 2 + known)) for found, known in
+               ((things, ORDERS), (bounded, 4 * DIGITS), (numbers, 1 + NUMBERS)))
+    return Noticed((n[:, 0], n[:, 1]), n[:, 2:], (e[:, 0], e[:, 1]), e[:, 2:], (m[:, 0], m[:, 1]), m[:, 2], m[:, 3:].float())
 
 
 def orders(view: View, scene: Scene) -> list[tuple[int, ...]]:
@@ -91,6 +97,15 @@ def orders(view: View, scene: Scene) -> list[tuple[int, ...]]:
         if (first[:i] <= token).all():
             found.append((int(token), *places[i]))
     return found
+
+
+def edges(view: View, scene: Scene, alone: Scene) -> list[tuple[int, ...]]:
+    """(visual token, the digits of its thing's edges) of every token of the global view that shows one thing: there edges
+    are looked for. `alone`: the scene in its own picture."""
+    shown = view.showing([thing.box for thing in scene.things]) & ~view.local
+    digits = [[edge // 10**place % 10 for edge in per_mille(thing.box, alone) for place in range(2, 2 - DIGITS, -1)]
+              for thing in alone.things]
+    return [(int(token), *digits[int(shown[:, token].argmax())]) for token in np.flatnonzero(shown.sum(0) == 1)]
 
 
 def groups(sample: Sample) -> list[list[Line]]:
@@ -125,19 +140,22 @@ class Noticing(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.head_order = nn.Linear(width, ORDERS * MOST)
+        self.head_edges = nn.Linear(width, 4 * DIGITS * 10)
         self.head_numbers = nn.Linear(width, ROWS * NUMBERS)
 
     def losses(self, early: Tensor, later: Tensor, noticed: Noticed) -> dict[str, Tensor]:
-        """early, later (B, T, D): what left the layer that is asked about things, and that about numbers. Each loss is one
+        """early, later (B, T, D): what left the layer that is asked about order, and that about edges and numbers. Each loss is one
         of every token it is about."""
         width = early.shape[-1:]
         order = self.head_order(F.rms_norm(early[noticed.things].float(), width)).unflatten(1, (ORDERS, MOST))
         order = F.cross_entropy(order.transpose(1, 2), noticed.order.clamp(max=MOST - 1), reduction="none")    # (n, ORDERS)
+        digits = self.head_edges(F.rms_norm(later[noticed.bounded].float(), width)).unflatten(1, (4 * DIGITS, 10))
+        digits = F.cross_entropy(digits.transpose(1, 2), noticed.digits, reduction="none")                  # (e, 4 * DIGITS)
         numbers = self.head_numbers(F.rms_norm(later[noticed.numbers].float(), width)).unflatten(1, (ROWS, NUMBERS))
         numbers = numbers[torch.arange(len(numbers)), noticed.row]
         numbers = F.binary_cross_entropy_with_logits(numbers, noticed.known, reduction="none")              # (m, NUMBERS)
         amount, extremes = numbers.split([len(AMOUNTS), EXTREMES], dim=1)
-        return {"order": order.sum(1), "amount": AMOUNT * amount.sum(1), "extremes": extremes.sum(1)}
+        return {"order": order.sum(1), "edges": EDGE * digits.sum(1), "amount": AMOUNT * amount.sum(1), "extremes": extremes.sum(1)}
 
 
 @contextmanager

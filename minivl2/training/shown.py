@@ -130,8 +130,7 @@ def draw(
     elif sample.written:
         show_lines(shown, window, processor, sample.written)
     else:
-        scene = sample.facts if isinstance(sample.facts, Scene) else sample.facts[which]
-        show_things(shown, window, processor, scene, edges=view == 0)
+        show_things(shown, window, processor, sample.scenes[which], edges=view == 0)
     return views[view], shown
 
 
