@@ -152,6 +152,44 @@ def test_every_number_of_a_box_is_seen_at_the_thing_it_bounds(seed, grid):
 
 
 @settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6))
+def test_of_several_pictures_an_answer_is_seen_in_the_right_one(seed):
+    """They stand side by side: their widths are added up."""
+    sample = toyworld.draw(seed, "pairs")
+    lefts = [sum(image.width for image in sample.images[:i]) for i in range(len(sample.images))]
+
+    def thing_at(box):
+        (which, left), = [(i, left) for i, (left, image) in enumerate(zip(lefts, sample.images, strict=True))
+                          if left <= box[0] and box[2] <= left + image.width]
+        alone = box[0] - left, box[1], box[2] - left, box[3]
+        thing, = [thing for thing in sample.facts[which].things if thing.box == alone]
+        return which, thing
+
+    for question in sample.questions:
+        named = [[thing_at(box) for box in boxes] for _, boxes in toyworld.mentions(question.text, sample)]
+        (piece, box, _), *edges = question.seen
+        which, thing = thing_at(box)
+        if question.ability == "in context":
+            assert (which, thing) == (0, sample.facts[0].things[sample.facts[0].marked]) and piece == thing.shape
+            assert named == [[(which, thing)]]
+            numbers = [int(number) for number in re.findall(r"\d+", question.answer)]
+            assert [seen.piece for seen in edges] == [*map(str, numbers), "]]"] and edges.pop().box is None
+            found, = {thing_at(seen.box) for seen in edges}
+            assert found[0] == 1 and found[1].shape == thing.shape
+            sides = (sample.images[1].width, sample.images[1].height) * 2
+            for number, pixel, side in zip(numbers, found[1].box, sides, strict=True):
+                assert abs(number / 999 - pixel / side) < 1 / 999
+            assert [seen.edge for seen in edges] == [0, 1, 2, 3]
+        else:
+            assert piece == question.answer == toyworld.pairs.ORDINALS[which] and not edges
+            if question.ability == "compare":
+                assert thing == sample.facts[which].things[-1] and not named
+            else:
+                (fitting,) = named
+                assert {at for at, _ in fitting} == {which} and (which, thing) == fitting[0]
+
+
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(("scenes", "grounding")))
 def test_a_question_about_things_names_all_that_fit(seed, kind):
     """Word by word: a noun, and what stands right before it. Maybe nothing fits."""
@@ -229,6 +267,22 @@ def test_a_thing_is_looked_for_where_it_covers_much_or_has_its_middle(processor,
                 if part > looking.MUCH or (left <= x < right and top <= y < lower):
                     wanted.add(token)
         assert shown_by(processor, sample, thing.box) == wanted
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_pictures_side_by_side_are_seen_as_each_alone(processor, seed):
+    sample = toyworld.draw(seed, "pairs")
+    assert processor(toyworld.messages(sample.questions[:1], len(sample.images)), sample.images).image_mask.sum() == len(
+        looking.View(processor, sample).local)
+    view, left = looking.View(processor, sample), 0
+    n = len(view.local) // len(sample.images)           # all have the same grid
+    for i, (image, scene) in enumerate(zip(sample.images, sample.facts, strict=True)):
+        alone = looking.View(processor, dataclasses.replace(sample, images=(image,)))
+        for x1, y1, x2, y2 in (thing.box for thing in scene.things):
+            wanted = alone.showing([(x1, y1, x2, y2)])[0].nonzero()[0] + i * n
+            assert view.showing([(x1 + left, y1, x2 + left, y2)])[0].nonzero()[0].tolist() == wanted.tolist()
+        left += image.width
 
 
 @settings(max_examples=40, deadline=None)
@@ -341,10 +395,10 @@ def test_looks_ask_the_token_before_and_show_visual_tokens_or_themselves(process
     assert all(batch.image_mask[ties.rows, ties.queries].all()
                for ties in (left, above, lesson.told.upper_left, lesson.told.lower_left))
     pieces, *edges = (len(looks.rows) > 0 for looks in answers)
-    assert pieces == (kind != "pairs") and edges == [kind == "grounding"] * 3
+    assert pieces and edges == [kind in ("grounding", "pairs")] * 3
     assert not batch.image_mask[names.rows, names.queries].any()
     assert not batch.learned[names.rows, names.queries - 1].any()      # names stand in questions
-    assert (len(names.rows) > 0) == (kind not in ("text", "pairs"))
+    assert (len(names.rows) > 0) == (kind != "text")
     again, found = lesson.told.again, found & (kind not in WRITTEN)
     assert torch.equal(again.queries.sort().values, queries[found].add(1).sort().values)
     assert (len(left.rows) > 0) == (kind in ("documents", "tables", "charts"))
@@ -414,8 +468,9 @@ def test_a_stage_that_tells_no_boxes_tells_all_else(processor, kind):
     every = dataclasses.replace(stage, edges=looking.EDGES)
     some, all_ = (curriculum.lesson(processor, 0, 0, told, 4).told for told in (stage, every))
     for name, looks, others in zip(looking.Told._fields, some, all_, strict=True):
-        if kind == "grounding" and name not in ("names", "left", "above", "again"):
-            assert not len(looks.rows)
+        if kind in ("grounding", "pairs") and name not in ("names", "left", "above", "again"):
+            assert len(looks.rows) < len(others.rows) or not len(others.rows)
+            assert kind == "pairs" or not len(looks.rows)       # which picture, is no box
             left_alone = curriculum.lesson(processor, 0, 0, dataclasses.replace(stage, edges=(0,)), 4).told
             assert all(torch.equal(one, other) for one, other in zip(left_alone.answers, all_.answers, strict=True))
             assert not any(len(edge.rows) for edge in left_alone[5:8])

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from minivl2.training import curriculum, growth, guidance, loop, noticing
 from minivl2.training.curriculum import Stage
 
 SCENES = st.sampled_from([(kind, grid) for kind in ("scenes", "grounding") for grid in dict.fromkeys(toyworld.GRIDS[kind])])
+PAIRS = st.sampled_from([("pairs", grid) for grid in dict.fromkeys(toyworld.GRIDS["pairs"])])
 NUMBERS = st.sampled_from([(kind, grid) for kind in ("tables", "charts") for grid in dict.fromkeys(toyworld.GRIDS[kind])])
 
 
@@ -34,7 +36,7 @@ def trainer():
 
 def known(processor, sample):
     """What is to be noticed of a sample, and the places of its visual tokens in the conversation."""
-    batch = processor(toyworld.messages(sample.questions[:1]), sample.images, training=True)
+    batch = processor(toyworld.messages(sample.questions[:1], len(sample.images)), sample.images, training=True)
     return noticing.noticed(processor, [sample], batch), batch.image_mask[0].nonzero().flatten().tolist()
 
 
@@ -59,6 +61,38 @@ def test_a_token_that_shows_one_thing_and_comes_after_those_before_it_knows_its_
                 wanted[visual[token]] = [i, colours[thing.colour], shapes[thing.shape]]
     assert dict(zip(found.things[1].tolist(), found.order.tolist(), strict=True)) == wanted
     assert len(found.row) == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), which=SCENES)
+def test_a_token_of_the_global_view_that_shows_one_thing_knows_its_edges(processor, seed, which):
+    sample = toyworld.draw(seed, *which)
+    found, visual = known(processor, sample)
+    places, shown = places_of(processor, sample), [shown_by(processor, sample, thing.box) for thing in sample.facts.things]
+    wanted = {}
+    for token, place in enumerate(places):
+        boxes = [thing.box for thing, tokens in zip(sample.facts.things, shown, strict=True) if token in tokens]
+        if place.view == GLOBAL and len(boxes) == 1:
+            sides = (sample.facts.width, sample.facts.height) * 2
+            edges = [round(edge / side * 999) for edge, side in zip(boxes[0], sides, strict=True)]
+            wanted[visual[token]] = [int(digit) for edge in edges for digit in f"{edge:03}"[:2]]
+    assert dict(zip(found.bounded[1].tolist(), found.digits.tolist(), strict=True)) == wanted
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), which=PAIRS)
+def test_of_several_pictures_each_is_noticed_as_if_it_were_alone(processor, seed, which):
+    sample = toyworld.draw(seed, *which)
+    found, visual = known(processor, sample)
+    n, wanted = len(visual) // len(sample.images), []
+    for i, (image, scene) in enumerate(zip(sample.images, sample.facts, strict=True)):
+        alone, tokens = known(processor, replace(sample, images=(image,), facts=scene))
+        at = {token: visual[n * i + k] for k, token in enumerate(tokens)}
+        wanted.append(([at[token] for token in alone.things[1].tolist()], alone.order.tolist(),
+                       [at[token] for token in alone.bounded[1].tolist()], alone.digits.tolist()))
+    tokens, orders, bounded, digits = (sum(each, []) for each in zip(*wanted, strict=True))
+    assert found.things[1].tolist() == tokens and found.order.tolist() == orders
+    assert found.bounded[1].tolist() == bounded and found.digits.tolist() == digits
 
 
 @settings(max_examples=40, deadline=None)
@@ -115,18 +149,23 @@ def test_the_loss_is_that_of_each_number_and_each_order_by_hand(trainer):
         vector = vector / vector.square().mean().sqrt()
         return (head.weight @ vector + head.bias).double().tolist()
 
-    known, orders, amounts, extremes = lesson.noticed, [], [], []
+    known, orders, edges, amounts, extremes = lesson.noticed, [], [], [], []
     for row, token, order in zip(*known.things, known.order.tolist(), strict=True):
         logits = said(heads.head_order, left[0][row, token])
         orders.append(sum(math.log(sum(math.exp(x) for x in logits[6 * i : 6 * i + 6])) - logits[6 * i + place]
                           for i, place in enumerate(order)))
+    for row, token, digits in zip(*known.bounded, known.digits.tolist(), strict=True):
+        logits = said(heads.head_edges, left[1][row, token])
+        each = [logits[10 * i : 10 * i + 10] for i in range(len(digits))]
+        edges.append(noticing.EDGE * sum(math.log(sum(map(math.exp, ten))) - ten[digit]
+                                         for ten, digit in zip(each, digits, strict=True)))
     for row, token, which, bits in zip(*known.numbers, known.row.tolist(), known.known.tolist(), strict=True):
         logits = said(heads.head_numbers, left[1][row, token])[which * noticing.NUMBERS :]
         each = [math.log(1 + math.exp(-x if bit else x)) for x, bit in zip(logits, bits, strict=False)]
         amounts.append(noticing.AMOUNT * sum(each[: len(noticing.AMOUNTS)]))
         extremes.append(sum(each[len(noticing.AMOUNTS) :]))
-    assert len(orders) > 10 and len(amounts) > 10
-    assert got == pytest.approx(sum(sum(each) / len(each) for each in (orders, amounts, extremes)), rel=1e-4)
+    assert len(orders) > 10 and len(edges) > 5 and len(amounts) > 10
+    assert got == pytest.approx(sum(sum(each) / len(each) for each in (orders, edges, amounts, extremes)), rel=1e-4)
     assert not any(layer._forward_hooks for layer in trainer.model.decoder.layers)
 
 
