@@ -9,6 +9,8 @@ will be asked for. Some of that takes more than one look, and after the question
     edges       Where does the thing begin and end, in the digits that a box will be told in? Left alone, a decoder forgets
                 what the eye says of that: from a token of the toy of weights/ its thing's box could be told with a mean IoU
                 of 0.85, and of 0.74 after three layers, where answers fetch it
+    letters     Which letter of its line stands here first, the third, the fourth? And is the last one here? Two or three
+                letters are fetched together: which of them is next, in "9HH4", is known if it is known how many came before
     order       Is this the first red thing, the second? "Where are all red things?" is answered thing by thing, and which
                 one is next has to be found in a single look. It is found if each knows its place among all things, among
                 those of its colour, and among those of its shape. And to count them is to find the last
@@ -53,16 +55,21 @@ AMOUNTS = (*range(5, 100, 5), *range(100, 1000, 100))   # a number is told by wh
 AMOUNT = 0.25                                           # the weight of all of these together
 EXTREMES = 2                                            # the largest so far, the smallest so far
 ROWS = 2                                                # of patches in a visual token: each has a line of print
+LETTERS = 8                                             # of a line: one that is further on counts as the eighth
 NUMBERS = len(AMOUNTS) + EXTREMES                       # yes or no, of a number
 
 
 class Noticed(NamedTuple):
-    """What n visual tokens are to know of things' places, e of their edges, and m of numbers."""
+    """What n visual tokens are to know of things' places, e of their edges, w of what is written, and m of numbers."""
 
     things: tuple[Tensor, Tensor]       # the conversation and the place in it, (n,) each
     order: Tensor                       # (n, ORDERS) 0 for the first
     bounded: tuple[Tensor, Tensor]      # the same, (e,) each
     digits: Tensor                      # (e, 4 * DIGITS) of the left edge, the top, the right and the bottom
+    written: tuple[Tensor, Tensor]      # the same, (w,) each
+    written_row: Tensor                 # (w,) in which row of its token's patches the letters stand
+    letter: Tensor                      # (w,) which letter of its line is the first of them: 0 for the first
+    last: Tensor                        # (w,) 0.0 or 1.0: whether the last one is here
     numbers: tuple[Tensor, Tensor]      # the same, (m,) each
     row: Tensor                         # (m,) in which row of its token's patches the number ends
     known: Tensor                       # (m, NUMBERS) 0.0 or 1.0: which of AMOUNTS it reaches, and which extreme it is
@@ -70,17 +77,20 @@ class Noticed(NamedTuple):
 
 def noticed(processor: Processor, samples: Sequence[Sample], batch: Batch) -> Noticed:
     """Of every conversation its sample."""
-    things, bounded, numbers = [], [], []
+    things, bounded, written, numbers = [], [], [], []
     for row, sample in enumerate(samples):
         view, visual = View(processor, sample), np.flatnonzero(batch.image_mask[row])
         for alone, scene in zip(sample.scenes, side_by_side(sample.scenes), strict=True):
             things += [(row, visual[token], *known) for token, *known in orders(view, scene)]
             bounded += [(row, visual[token], *known) for token, *known in edges(view, scene, alone)]
+        written += [(row, visual[token], *known) for token, *known in letters(view, sample.written)]
         if sample.kind in ("tables", "charts"):
             numbers += [(row, visual[token], *known) for token, *known in amounts(view, groups(sample))]
-    n, e, m = (torch.tensor(np.array(found, dtype=int).reshape(-1, 2 + known)) for found, known in
-               ((things, ORDERS), (bounded, 4 * DIGITS), (numbers, 1 + NUMBERS)))
-    return Noticed((n[:, 0], n[:, 1]), n[:, 2:], (e[:, 0], e[:, 1]), e[:, 2:], (m[:, 0], m[:, 1]), m[:, 2], m[:, 3:].float())
+    n, e, w, m = (torch.tensor(np.array(found, dtype=int).reshape(-1, 2 + known)) for found, known in
+                  ((things, ORDERS), (bounded, 4 * DIGITS), (written, 3), (numbers, 1 + NUMBERS)))
+    return Noticed((n[:, 0], n[:, 1]), n[:, 2:], (e[:, 0], e[:, 1]), e[:, 2:],
+                   (w[:, 0], w[:, 1]), w[:, 2], w[:, 3], w[:, 4].float(),
+                   (m[:, 0], m[:, 1]), m[:, 2], m[:, 3:].float())
 
 
 def orders(view: View, scene: Scene) -> list[tuple[int, ...]]:
@@ -106,6 +116,18 @@ def edges(view: View, scene: Scene, alone: Scene) -> list[tuple[int, ...]]:
     digits = [[edge // 10**place % 10 for edge in per_mille(thing.box, alone) for place in range(2, 2 - DIGITS, -1)]
               for thing in alone.things]
     return [(int(token), *digits[int(shown[:, token].argmax())]) for token in np.flatnonzero(shown.sum(0) == 1)]
+
+
+def letters(view: View, lines: Sequence[Line]) -> list[tuple[int, int, int, bool]]:
+    """(visual token, row of its patches, which letter of its line is the first there, whether the last is) of every row of
+    letters that are of one line."""
+    there = defaultdict(list)
+    for line in lines:
+        tokens = view.showing([middle * 2 for middle in line.middles]).argmax(1)
+        for i, (token, (_, y)) in enumerate(zip(tokens, line.middles, strict=True)):
+            there[int(token), view.row(y)].append((i, line))
+    return [(*where, found[0][0], found[-1][0] == len(line.text) - 1) for where, found in there.items()
+            for line in [found[0][1]] if all(other is line for _, other in found)]
 
 
 def groups(sample: Sample) -> list[list[Line]]:
@@ -141,21 +163,26 @@ class Noticing(nn.Module):
         super().__init__()
         self.head_order = nn.Linear(width, ORDERS * MOST)
         self.head_edges = nn.Linear(width, 4 * DIGITS * 10)
+        self.head_letters = nn.Linear(width, ROWS * (LETTERS + 1))
         self.head_numbers = nn.Linear(width, ROWS * NUMBERS)
 
     def losses(self, early: Tensor, later: Tensor, noticed: Noticed) -> dict[str, Tensor]:
-        """early, later (B, T, D): what left the layer that is asked about order, and that about edges and numbers. Each loss
-        is one of every token it is about."""
+        """early, later (B, T, D): what left the layer that is asked about order, and that about all else. Each loss is one
+        of every token it is about."""
         width = early.shape[-1:]
         order = self.head_order(F.rms_norm(early[noticed.things].float(), width)).unflatten(1, (ORDERS, MOST))
         order = F.cross_entropy(order.transpose(1, 2), noticed.order.clamp(max=MOST - 1), reduction="none")    # (n, ORDERS)
         digits = self.head_edges(F.rms_norm(later[noticed.bounded].float(), width)).unflatten(1, (4 * DIGITS, 10))
         digits = F.cross_entropy(digits.transpose(1, 2), noticed.digits, reduction="none")                  # (e, 4 * DIGITS)
+        letters = self.head_letters(F.rms_norm(later[noticed.written].float(), width)).unflatten(1, (ROWS, LETTERS + 1))
+        letters = letters[torch.arange(len(letters)), noticed.written_row]                                  # (w, LETTERS + 1)
+        letter = F.cross_entropy(letters[:, :-1], noticed.letter.clamp(max=LETTERS - 1), reduction="none")
+        last = F.binary_cross_entropy_with_logits(letters[:, -1], noticed.last, reduction="none")
         numbers = self.head_numbers(F.rms_norm(later[noticed.numbers].float(), width)).unflatten(1, (ROWS, NUMBERS))
         numbers = numbers[torch.arange(len(numbers)), noticed.row]
         numbers = F.binary_cross_entropy_with_logits(numbers, noticed.known, reduction="none")              # (m, NUMBERS)
         amount, extremes = numbers.split([len(AMOUNTS), EXTREMES], dim=1)
-        return {"order": order.sum(1), "edges": EDGE * digits.sum(1), "amount": AMOUNT * amount.sum(1),
+        return {"order": order.sum(1), "edges": EDGE * digits.sum(1), "letters": letter + last, "amount": AMOUNT * amount.sum(1),
                 "extremes": extremes.sum(1)}
 
 
