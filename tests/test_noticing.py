@@ -18,6 +18,8 @@ from minivl2.training.curriculum import Stage
 
 SCENES = st.sampled_from([(kind, grid) for kind in ("scenes", "grounding") for grid in dict.fromkeys(toyworld.GRIDS[kind])])
 PAIRS = st.sampled_from([("pairs", grid) for grid in dict.fromkeys(toyworld.GRIDS["pairs"])])
+WRITTEN = st.sampled_from([(kind, grid) for kind in ("text", "documents", "tables", "charts")
+                           for grid in dict.fromkeys(toyworld.GRIDS[kind])])
 NUMBERS = st.sampled_from([(kind, grid) for kind in ("tables", "charts") for grid in dict.fromkeys(toyworld.GRIDS[kind])])
 
 
@@ -96,6 +98,23 @@ def test_of_several_pictures_each_is_noticed_as_if_it_were_alone(processor, seed
 
 
 @settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), which=WRITTEN)
+def test_a_row_of_letters_knows_which_of_its_line_is_the_first_and_whether_the_last_is_there(processor, seed, which):
+    sample = toyworld.draw(seed, *which)
+    found, visual = known(processor, sample)
+    there = {}
+    for line in sample.written:
+        for i, middle in enumerate(line.middles):
+            where = visual[shown_by(processor, sample, middle * 2).pop()], row_of(processor, sample, middle)
+            there.setdefault(where, []).append((sample.written.index(line), i))
+    wanted = {where: (letters[0][1], letters[-1][1] + 1 == len(sample.written[letters[0][0]].text))
+              for where, letters in there.items() if len({line for line, _ in letters}) == 1}
+    where = zip(found.written[1].tolist(), found.written_row.tolist(), strict=True)
+    assert dict(zip(where, zip(found.letter.tolist(), found.last.tolist(), strict=True), strict=True)) == wanted
+    assert len(found.letter) == len(wanted)
+
+
+@settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6), which=NUMBERS)
 def test_the_token_in_which_a_number_ends_knows_how_much_it_is_and_whether_it_is_an_extreme_so_far(processor, seed, which):
     sample = toyworld.draw(seed, *which)
@@ -149,7 +168,7 @@ def test_the_loss_is_that_of_each_number_and_each_order_by_hand(trainer):
         vector = vector / vector.square().mean().sqrt()
         return (head.weight @ vector + head.bias).double().tolist()
 
-    known, orders, edges, amounts, extremes = lesson.noticed, [], [], [], []
+    known, orders, edges, letters, amounts, extremes = lesson.noticed, [], [], [], [], []
     for row, token, order in zip(*known.things, known.order.tolist(), strict=True):
         logits = said(heads.head_order, left[0][row, token])
         orders.append(sum(math.log(sum(math.exp(x) for x in logits[6 * i : 6 * i + 6])) - logits[6 * i + place]
@@ -159,13 +178,19 @@ def test_the_loss_is_that_of_each_number_and_each_order_by_hand(trainer):
         each = [logits[10 * i : 10 * i + 10] for i in range(len(digits))]
         edges.append(noticing.EDGE * sum(math.log(sum(map(math.exp, ten))) - ten[digit]
                                          for ten, digit in zip(each, digits, strict=True)))
+    for row, token, which, letter, last in zip(*known.written, known.written_row.tolist(), known.letter.tolist(),
+                                               known.last.tolist(), strict=True):
+        *logits, end = said(heads.head_letters, left[1][row, token])[which * 9 : which * 9 + 9]
+        letters.append(math.log(sum(map(math.exp, logits))) - logits[min(letter, 7)]
+                       + math.log(1 + math.exp(-end if last else end)))
     for row, token, which, bits in zip(*known.numbers, known.row.tolist(), known.known.tolist(), strict=True):
         logits = said(heads.head_numbers, left[1][row, token])[which * noticing.NUMBERS :]
         each = [math.log(1 + math.exp(-x if bit else x)) for x, bit in zip(logits, bits, strict=False)]
         amounts.append(noticing.AMOUNT * sum(each[: len(noticing.AMOUNTS)]))
         extremes.append(sum(each[len(noticing.AMOUNTS) :]))
-    assert len(orders) > 10 and len(edges) > 5 and len(amounts) > 10
-    assert got == pytest.approx(sum(sum(each) / len(each) for each in (orders, edges, amounts, extremes)), rel=1e-4)
+    assert min(map(len, (orders, edges, letters, amounts))) > 5
+    told = sum(sum(each) / len(each) for each in (orders, edges, letters, amounts, extremes))
+    assert got == pytest.approx(told, rel=1e-4)
     assert not any(layer._forward_hooks for layer in trainer.model.decoder.layers)
 
 

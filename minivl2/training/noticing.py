@@ -119,8 +119,8 @@ def edges(view: View, scene: Scene, alone: Scene) -> list[tuple[int, ...]]:
 
 
 def letters(view: View, lines: Sequence[Line]) -> list[tuple[int, int, int, bool]]:
-    """(visual token, row of its patches, which letter of its line is the first there, whether the last is) of every row of
-    letters that are of one line."""
+    """(visual token, row of its patches, which letter of its line is the first there, whether the last is there) of all that
+    show letters of one line in this row."""
     there = defaultdict(list)
     for line in lines:
         tokens = view.showing([middle * 2 for middle in line.middles]).argmax(1)
@@ -174,16 +174,16 @@ class Noticing(nn.Module):
         order = F.cross_entropy(order.transpose(1, 2), noticed.order.clamp(max=MOST - 1), reduction="none")    # (n, ORDERS)
         digits = self.head_edges(F.rms_norm(later[noticed.bounded].float(), width)).unflatten(1, (4 * DIGITS, 10))
         digits = F.cross_entropy(digits.transpose(1, 2), noticed.digits, reduction="none")                  # (e, 4 * DIGITS)
-        letters = self.head_letters(F.rms_norm(later[noticed.written].float(), width)).unflatten(1, (ROWS, LETTERS + 1))
-        letters = letters[torch.arange(len(letters)), noticed.written_row]                                  # (w, LETTERS + 1)
-        letter = F.cross_entropy(letters[:, :-1], noticed.letter.clamp(max=LETTERS - 1), reduction="none")
-        last = F.binary_cross_entropy_with_logits(letters[:, -1], noticed.last, reduction="none")
+        written = self.head_letters(F.rms_norm(later[noticed.written].float(), width)).unflatten(1, (ROWS, LETTERS + 1))
+        *letter, last = written[torch.arange(len(written)), noticed.written_row].unbind(1)                  # (w,) each
+        letter = F.cross_entropy(torch.stack(letter, 1), noticed.letter.clamp(max=LETTERS - 1), reduction="none")
+        last = F.binary_cross_entropy_with_logits(last, noticed.last, reduction="none")
         numbers = self.head_numbers(F.rms_norm(later[noticed.numbers].float(), width)).unflatten(1, (ROWS, NUMBERS))
         numbers = numbers[torch.arange(len(numbers)), noticed.row]
         numbers = F.binary_cross_entropy_with_logits(numbers, noticed.known, reduction="none")              # (m, NUMBERS)
         amount, extremes = numbers.split([len(AMOUNTS), EXTREMES], dim=1)
-        return {"order": order.sum(1), "edges": EDGE * digits.sum(1), "letters": letter + last, "amount": AMOUNT * amount.sum(1),
-                "extremes": extremes.sum(1)}
+        return {"order": order.sum(1), "edges": EDGE * digits.sum(1), "letters": letter + last,
+                "amount": AMOUNT * amount.sum(1), "extremes": extremes.sum(1)}
 
 
 @contextmanager
