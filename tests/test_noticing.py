@@ -76,9 +76,8 @@ def test_a_token_of_the_global_view_that_shows_one_thing_knows_its_edges(process
         boxes = [thing.box for thing, tokens in zip(sample.facts.things, shown, strict=True) if token in tokens]
         if place.view == GLOBAL and len(boxes) == 1:
             sides = (sample.facts.width, sample.facts.height) * 2
-            edges = [round(edge / side * 999) for edge, side in zip(boxes[0], sides, strict=True)]
-            wanted[visual[token]] = [int(digit) for edge in edges for digit in f"{edge:03}"[:2]]
-    assert dict(zip(found.bounded[1].tolist(), found.digits.tolist(), strict=True)) == wanted
+            wanted[visual[token]] = [round(edge / side * 999) for edge, side in zip(boxes[0], sides, strict=True)]
+    assert dict(zip(found.bounded[1].tolist(), found.edges.tolist(), strict=True)) == wanted
 
 
 @settings(max_examples=40, deadline=None)
@@ -91,10 +90,10 @@ def test_of_several_pictures_each_is_noticed_as_if_it_were_alone(processor, seed
         alone, tokens = known(processor, replace(sample, images=(image,), facts=scene))
         at = {token: visual[n * i + k] for k, token in enumerate(tokens)}
         wanted.append(([at[token] for token in alone.things[1].tolist()], alone.order.tolist(),
-                       [at[token] for token in alone.bounded[1].tolist()], alone.digits.tolist()))
-    tokens, orders, bounded, digits = (sum(each, []) for each in zip(*wanted, strict=True))
+                       [at[token] for token in alone.bounded[1].tolist()], alone.edges.tolist()))
+    tokens, orders, bounded, edges = (sum(each, []) for each in zip(*wanted, strict=True))
     assert found.things[1].tolist() == tokens and found.order.tolist() == orders
-    assert found.bounded[1].tolist() == bounded and found.digits.tolist() == digits
+    assert found.bounded[1].tolist() == bounded and found.edges.tolist() == edges
 
 
 @settings(max_examples=40, deadline=None)
@@ -173,11 +172,15 @@ def test_the_loss_is_that_of_each_number_and_each_order_by_hand(trainer):
         logits = said(heads.head_order, left[0][row, token])
         orders.append(sum(math.log(sum(math.exp(x) for x in logits[6 * i : 6 * i + 6])) - logits[6 * i + place]
                           for i, place in enumerate(order)))
-    for row, token, digits in zip(*known.bounded, known.digits.tolist(), strict=True):
-        logits = said(heads.head_edges, left[1][row, token])
-        each = [logits[10 * i : 10 * i + 10] for i in range(len(digits))]
-        edges.append(noticing.EDGE * sum(math.log(sum(map(math.exp, ten))) - ten[digit]
-                                         for ten, digit in zip(each, digits, strict=True)))
+    for row, token, told in zip(*known.bounded, known.edges.tolist(), strict=True):
+        numbers = said(heads.head_edges, left[1][row, token])
+        off = sum(abs(number - edge / 1000) for number, edge in zip(numbers, told, strict=False))
+        loss = noticing.DISTANCE * off
+        for place in range(2):
+            for i, edge in enumerate(told):
+                ten = numbers[4 + 40 * place + i : 44 + 40 * place + i : 4]
+                loss += noticing.EDGE * (math.log(sum(map(math.exp, ten))) - ten[int(f"{edge:03}"[place])])
+        edges.append(loss)
     for row, token, which, letter, last in zip(*known.written, known.written_row.tolist(), known.letter.tolist(),
                                                known.last.tolist(), strict=True):
         *logits, end = said(heads.head_letters, left[1][row, token])[which * 9 : which * 9 + 9]
