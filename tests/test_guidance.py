@@ -34,7 +34,7 @@ def deep():
 
 
 def told(trainer, step=0, kind="tables"):
-    stage = Stage(1.0, {kind: 1}, ((2, 1),), looking=1.0, edges=looking.EDGES)
+    stage = Stage(1.0, {kind: 1}, ((2, 1),), looking=1.0)
     return curriculum.lesson(trainer.processor, 0, step, stage, 3)
 
 

@@ -374,7 +374,7 @@ def test_what_belongs_to_something_looks_at_what_of_it_came_before(processor, se
 
 @pytest.mark.parametrize("kind", toyworld.KINDS)
 def test_looks_ask_the_token_before_and_show_visual_tokens_or_themselves(processor, kind):
-    stage = Stage(1.0, {kind: 1}, tuple(toyworld.GRIDS[kind]), looking=1.0, edges=looking.EDGES)
+    stage = Stage(1.0, {kind: 1}, tuple(toyworld.GRIDS[kind]), looking=1.0)
     lesson = curriculum.lesson(processor, 0, 0, stage, 4)
     batch, (names, said, left, above, *answers), (upper, lower) = lesson.batch, lesson.told[:8], lesson.told[-2:]
     for looks in lesson.told:
@@ -460,22 +460,6 @@ def test_what_is_compared_is_fetched_first_and_then_the_larger_is_looked_at(proc
                 wanted = set().union(*(shown_by(processor, sample, middle * 2) for middle in known[letter]))
                 assert mine[text] == {visual[token] for token in wanted}
     assert count == len(larger.rows)
-
-
-@pytest.mark.parametrize("kind", toyworld.KINDS)
-def test_a_stage_that_tells_no_boxes_tells_all_else(processor, kind):
-    stage = Stage(1.0, {kind: 1}, tuple(toyworld.GRIDS[kind]), looking=1.0)
-    every = dataclasses.replace(stage, edges=looking.EDGES)
-    some, all_ = (curriculum.lesson(processor, 0, 0, told, 4).told for told in (stage, every))
-    for name, looks, others in zip(looking.Told._fields, some, all_, strict=True):
-        if kind in ("grounding", "pairs") and name not in ("names", "left", "above", "again"):
-            assert len(looks.rows) < len(others.rows) or not len(others.rows)
-            assert kind == "pairs" or not len(looks.rows)       # which picture, is no box
-            left_alone = curriculum.lesson(processor, 0, 0, dataclasses.replace(stage, edges=(0,)), 4).told
-            assert all(torch.equal(one, other) for one, other in zip(left_alone.answers, all_.answers, strict=True))
-            assert not any(len(edge.rows) for edge in left_alone[5:8])
-        else:
-            assert all(torch.equal(one, other) for one, other in zip(looks, others, strict=True))
 
 
 def test_a_stage_that_tells_nothing_draws_the_same_lessons(processor):

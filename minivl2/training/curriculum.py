@@ -17,7 +17,7 @@ from typing import NamedTuple
 from minivl2 import toyworld
 from minivl2.batch import IGNORED, Batch, in_line
 from minivl2.processor import Processor
-from minivl2.training.looking import EDGES, Told, looks
+from minivl2.training.looking import Told, looks
 from minivl2.training.noticing import Noticed, noticed
 from minivl2.training.optimizers import rate as cosine
 from minivl2.training.optimizers import stepped
@@ -38,10 +38,6 @@ class Stage:
     lists: float = 1 / 3            # how often what lists everything is asked for, and nothing else, where it can be
     frozen: tuple[str, ...] = ()    # parts of the model that do not learn meanwhile
     looking: float = 0.0            # the weight of the loss that tells where to look (looking.py)
-    # Which edges of boxes it tells: all from the first step, or never all. Told all after eleven hours, the toy of weights/,
-    # which had a way of its own to find them, paid 0.60 nats a token of a box instead of 0.30, and 0.50 still after 2,200
-    # steps. With the left edges alone it is told which thing comes next, and may find the others in its own way.
-    edges: tuple[int, ...] = ()
     noticing: float = 0.0           # the weight of what visual tokens are to know before anybody asks (noticing.py)
     guided: float = 0.0             # until this fraction of all steps that attention is laid there, less and less of it
     rate: Callable[[float], float] | None = None    # of the full rate, over the stage; None: optimizers.rate over all
@@ -69,9 +65,8 @@ COURSES = {
     # what ten minutes are enough for: things. The eye learns no more: when it did in the last quarter, steps that took
     # longer for it left counting at 78 % instead of 88
     "short": (
-        Stage(0.50, SOME, PLAIN, lists=0.0, frozen=SEEING, looking=TOLD, edges=EDGES, guided=0.4,
-              noticing=ASKED),
-        Stage(1.00, SOME, SMALL, lists=0.0, frozen=SEEING, looking=TOLD, edges=EDGES, noticing=ASKED),
+        Stage(0.50, SOME, PLAIN, lists=0.0, frozen=SEEING, looking=TOLD, guided=0.4, noticing=ASKED),
+        Stage(1.00, SOME, SMALL, lists=0.0, frozen=SEEING, looking=TOLD, noticing=ASKED),
     ),
     # the whole toy world, in hours
     "whole": (
@@ -92,8 +87,7 @@ COURSES = {
     # for a toy whose eye has become sharper meanwhile (--sight): everything, each as often as it is hard to learn. Answers
     # are a coarse teacher: an eye that went on learning from them had lost all of its new sharpness after 3,700 steps
     "again": (
-        Stage(1.00, EVEN, ALL, frozen=SEEING, rate=lambda progress: 0.5 * cosine(progress), looking=TOLD, edges=EDGES,
-              noticing=ASKED),
+        Stage(1.00, EVEN, ALL, frozen=SEEING, rate=lambda progress: 0.5 * cosine(progress), looking=TOLD, noticing=ASKED),
     ),
     # tables 1 and 2 of the paper, in proportion: align the eye with words, learn everything, learn to answer
     "paper": (
@@ -207,7 +201,7 @@ def lesson(
     if stage.packed:
         alone = packed(alone, stage.packed)
     batch = processor.batch([one.batch for one in alone])
-    where = looks(processor, *zip(*about, strict=True), batch, stage.edges) if stage.looking else None
+    where = looks(processor, *zip(*about, strict=True), batch) if stage.looking else None
     known = noticed(processor, [sample for sample, _ in about], batch) if stage.noticing else None
     return Lesson(batch, [name for one in alone for name in one.abilities], where, known)
 

@@ -9,9 +9,9 @@ for fifty thousand steps. Told where to look, it learns the first for its own sa
 The world knows what a question names (`mentions`), what belongs with what (`Line.left`, `Line.above`), and where each
 answer is to be seen (`Question.seen`):
 
-    layer 1     the last token of a name in a question, "cost" or "red circle", looks at the visual tokens that show it, or
-                at itself if nothing does, or the strongest of no matches would look like a match; and every token of an
-                answer at what shows that, to know what has been said
+    layer 1     the last token of a name in a question, "cost", "red circle" or "framed", looks at the visual tokens that
+                show it, or at itself if nothing does, or the strongest of no matches would look like a match; and every
+                token of an answer at what shows that, to know what has been said
     layer 2     a visual token that shows a cell of a table looks at the name of its row; and at that of its column. And
                 the tokens of an answer look once more at the thing that has been said: by now it knows which it is, the
                 first or the second (noticing.py)
@@ -51,7 +51,6 @@ from minivl2.training.tokenizer import spans
 MUCH = 0.25     # of what a visual token shows: a thing that covers so much of it is there to be seen
 Box = tuple[float, float, float, float]
 NOWHERE: Box = (np.nan,) * 4
-EDGES = (0, 1, 2, 3)    # of a box: left, top, right, bottom
 
 
 class Looks(NamedTuple):
@@ -83,11 +82,9 @@ class Told(NamedTuple):
 
 
 def looks(
-    processor: Processor, samples: Sequence[Sample], asked: Sequence[Sequence[Question]], batch: Batch,
-    edges: Sequence[int] = EDGES,
+    processor: Processor, samples: Sequence[Sample], asked: Sequence[Sequence[Question]], batch: Batch
 ) -> Told:
-    """Of every conversation its sample, and the questions asked in it. `edges`: which edges of boxes are told, too; with the
-    left ones, 0, the names that stand before them, and whether there is a next thing."""
+    """Of every conversation its sample, and the questions asked in it."""
     names, left, above, answers, left_by_row, by_row = [], [], [], ([], [], [], []), ([], []), ([], [])
     again, values, larger = [], [], []
     length = batch.input_ids.shape[1]
@@ -108,13 +105,11 @@ def looks(
                            for token, shown in named(tokens, view, values_of(question.text, sample))]
                 winner = question.text.index(question.answer)
                 larger.append((row, last, np.array([tokens[winner]])))
-        shown = [(question, look) for question in questions for look in where(processor, view, question)]
-        for token, (question, (edge, tokens, rows)) in zip(np.flatnonzero(batch.learned[row]), shown, strict=True):
-            look = row, token, np.array([token]) if tokens is None else visual[tokens]
+        shown = [look for question in questions for look in where(processor, view, question)]
+        for token, (edge, tokens, rows) in zip(np.flatnonzero(batch.learned[row]), shown, strict=True):
+            answers[edge].append((row, token, np.array([token]) if tokens is None else visual[tokens]))
             if tokens is not None and not rows:
                 again.append((row, token + 1, visual[tokens]))          # what a token is to find, the next one is
-            if edge in edges or REF not in question.answer:
-                answers[edge].append(look)
             for told, tokens in zip(by_row, rows, strict=False):
                 told.append((row, token, visual[tokens] if tokens.any() else np.array([token])))
     said = [(row, token + 1, shown) for told in answers for row, token, shown in told if token not in shown]
