@@ -621,11 +621,18 @@ axis.set(xlabel="decoder layers passed", ylabel="told right, or IoU", ylim=(0, 1
 axis.legend(loc="lower right", fontsize=8);
 
 # %% [markdown]
-# After two layers it can be told which thing of all a token shows, in 86 of 100 (at the twentieth run, which had not been
-# asked: 65). 14,000 steps later the larger of two is right 94 times in 100 instead of 85, the largest
-# of a column 87 instead of 83. Of pies, where it had been worst, the largest or smallest slice 53 times in 81 (it was 31
-# of 80), the larger of two 68 (55), all values 65 (57); of bars and lines nearly always. And of those 250 questions for all
-# boxes of a kind 76 are answered wrong instead of 93, 50 of them by the number.
+# After two layers it can be told which thing of all a token shows, in 85 of 100 (at the twentieth run, which had not been
+# asked: 65). 14,000 steps later the larger of two was right 94 times in 100 instead of 85, the largest of a column 87 instead
+# of 83. Of pies, where it had been worst, the largest or smallest slice 53 times in 81 (it was 31 of 80), the larger of two
+# 68 (55), all values 65 (57); of bars and lines nearly always.
+#
+# What the eye has told can also be forgotten on the way. A straight line from a token of the eye tells where the thing ends
+# that it shows, with a mean IoU of 0.71; after one decoder layer, 0.74, as tokens hear of each other; but after three, where
+# answers fetch it, 0.60. Nobody had asked for it there. And small print: two or three letters are fetched together, and which
+# of them comes next, in "9HH4", is a matter of counting. So edges are noticed, too, and which letter of its line comes first.
+# 14,700 steps later it was 0.85 and, for letters, 91 of 100 instead of 80. Of those 250 questions for all boxes of a kind 59
+# are answered wrong instead of 93, 32 of them by the number instead of 73; those that are right overlap their things by 0.84,
+# as well as the straight line does. But texts are not read better: not every loss that falls is an answer.
 #
 # Twice it went wrong as above. The answer looked at the letter that had fetched more (0.15 nats of loss), and was no better
 # for it: it whispered, until it was asked to say the letter aloud. And the largest of a column had been looked for where that

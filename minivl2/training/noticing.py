@@ -7,8 +7,8 @@ A decoder reads the picture before the question, so a visual token can know noth
 will be asked for. Some of that takes more than one look, and after the question it is too late to begin:
 
     edges       Where does the thing begin and end, and in which digits is that told? Left alone, a decoder forgets what the
-                eye says of it: from a token of the toy of weights/ its thing's box could be told with a mean IoU of 0.85,
-                and of 0.74 after three layers, where answers fetch it
+                eye says of it: by a straight line the box could be told with a mean IoU of 0.71 from a token of the toy's
+                eye, of 0.60 from what three layers had made of it; asked for edges, of 0.85
     letters     Which letter of its line stands here first, the third, the fourth? And is the last one here? Two or three
                 letters are fetched together: which of them is next, in "9HH4", is known if it is known how many came before
     order       Is this the first red thing, the second? "Where are all red things?" is answered thing by thing, and which
