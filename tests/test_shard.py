@@ -79,7 +79,7 @@ def test_they_are_told_where_to_look_as_one_is(runs, way):
 def test_they_compute_in_bfloat16_too(runs, way):
     """As far as its three digits go."""
     alone, together = losses(runs / "alone-bfloat16"), losses(runs / f"{way}-bfloat16")
-    assert len(alone) == 3 * 4 and together == pytest.approx(alone, abs=0.05)
+    assert len(alone) == 3 * 4 and together == pytest.approx(alone, abs=0.05, rel=2e-3)
     assert alone != pytest.approx(losses(runs / "alone")[:12], abs=1e-5)
 
 

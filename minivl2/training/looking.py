@@ -48,7 +48,9 @@ from minivl2.toyworld import Question, Sample, mentions, values_of
 from minivl2.toyworld.lettering import Line
 from minivl2.training.tokenizer import spans
 
-MUCH = 0.25     # of what a visual token shows: a thing that covers so much of it is there to be seen
+# of what a visual token shows: a thing that covers so much of it is there to be seen. A little more than a quarter, which a
+# thing can cover exactly: then rounding would decide
+MUCH = 0.2501
 Box = tuple[float, float, float, float]
 NOWHERE: Box = (np.nan,) * 4
 
