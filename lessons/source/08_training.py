@@ -572,7 +572,7 @@ for axis, question in zip(axes, questions, strict=True):
 
 # %%
 def inside(kind: str, pictures: int, name: str, asked: Callable) -> tuple[Tensor, Tensor]:
-    """Before each layer and after the last: visual tokens (6, n, D); what they are to know (n, K)"""
+    """Visual tokens before each layer and after the last (6, n, D); what they should know (n, K)"""
     vectors, known = [], []
     for i in range(pictures):
         sample, passed = toyworld.draw(f"{name} {i}", kind, (2, 2)), []
