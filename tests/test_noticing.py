@@ -13,6 +13,7 @@ from test_training import assert_same, make, weights
 
 from minivl2 import toyworld
 from minivl2.places import GLOBAL, LOCAL
+from minivl2.toyworld.things import DIAMETER
 from minivl2.training import curriculum, growth, guidance, loop, noticing
 from minivl2.training.curriculum import Stage
 
@@ -62,6 +63,10 @@ def test_a_token_that_shows_one_thing_and_comes_after_those_before_it_knows_its_
             if alone and (places[token].view == LOCAL or all(first(other) <= token for other in things[:i])):
                 wanted[visual[token]] = [i, colours[thing.colour], shapes[thing.shape]]
     assert dict(zip(found.things[1].tolist(), found.order.tolist(), strict=True)) == wanted
+    big = {visual[token]: things[i].size == "big" for i, tokens in enumerate(shown) for token in tokens
+           if sum(token in others for others in shown) == 1}
+    assert [*DIAMETER] == ["small", "big"]
+    assert found.size.tolist() == [big[token] for token in found.things[1].tolist()]
     assert len(found.row) == 0
 
 
@@ -167,8 +172,10 @@ def test_the_loss_is_that_of_each_number_and_each_order_by_hand(trainer):
         vector = vector / vector.square().mean().sqrt()
         return (head.weight @ vector + head.bias).double().tolist()
 
-    known, orders, edges, letters, amounts, extremes = lesson.noticed, [], [], [], [], []
-    for row, token, order in zip(*known.things, known.order.tolist(), strict=True):
+    known, orders, sizes, edges, letters, amounts, extremes = lesson.noticed, [], [], [], [], [], []
+    for row, token, order, size in zip(*known.things, known.order.tolist(), known.size.tolist(), strict=True):
+        logits = said(heads.head_size, left[0][row, token])
+        sizes.append(math.log(sum(map(math.exp, logits))) - logits[size])
         logits = said(heads.head_order, left[0][row, token])
         orders.append(sum(math.log(sum(math.exp(x) for x in logits[6 * i : 6 * i + 6])) - logits[6 * i + place]
                           for i, place in enumerate(order)))
@@ -192,7 +199,7 @@ def test_the_loss_is_that_of_each_number_and_each_order_by_hand(trainer):
         amounts.append(noticing.AMOUNT * sum(each[: len(noticing.AMOUNTS)]))
         extremes.append(sum(each[len(noticing.AMOUNTS) :]))
     assert min(map(len, (orders, edges, letters, amounts))) > 5
-    told = sum(sum(each) / len(each) for each in (orders, edges, letters, amounts, extremes))
+    told = sum(sum(each) / len(each) for each in (orders, sizes, edges, letters, amounts, extremes))
     assert got == pytest.approx(told, rel=1e-4)
     assert not any(layer._forward_hooks for layer in trainer.model.decoder.layers)
 
