@@ -2,9 +2,8 @@
 
 Lesson   lessons/08_training.ipynb                      Tests   tests/test_guidance.py
 
-Each is a loss, -log of the attention that falls where it should, of one head that is chosen for it beforehand; of those that
-count, how far it is from falling everywhere alike. The other heads are free, and how the layers below make it possible is
-left to them. (Were it the head that looks there most, whichever,
+Each is a loss, -log of the attention that falls where it should, of one head that is chosen for it beforehand. The others
+are free, and how the layers below make it possible is left to them. (Were it the head that looks there most, whichever,
 nobody would have to find anything: four heads would look at four columns of a table, and one of them always be right.)
 
 What is fetched in the last layer, where one looks closer, is also asked, as a loss of its own, to say the next token by
@@ -37,10 +36,8 @@ from minivl2.training.looking import Looks, Told
 
 FETCHED = 0.3   # the weight of what is fetched there, beside that of where it is looked for
 # For each of Told, which of the layers that are told, and which head of it: who finds what a question names and what an
-# answer has said, looks left, looks up, finds what comes next; who finds the other edges of a box, what was said, again, and
-# who counts
-HEADS = (0, 0), (0, 0), (1, 1), (1, 0), (2, 0), (2, 1), (2, 2), (2, 3), (1, 2), (0, 1), (0, 2), (0, 3)
-COUNTING = range(9, 12)     # of Told
+# answer has said, looks left, looks up, finds what comes next; who finds the other edges of a box, and what was said, again
+HEADS = (0, 0), (0, 0), (1, 1), (1, 0), (2, 0), (2, 1), (2, 2), (2, 3), (1, 2)
 # and, of a decoder that has a layer to look closer, who finds what is compared, who looks left for each row; and in that
 # layer, who finds the larger, and who looks closer
 CLOSER = (2, 0), (2, 1), (2, 2), (3, 2), (3, 0), (3, 1)
@@ -130,8 +127,8 @@ def fetching(decoder: Decoder, heard: list[tuple[Given, int]], told: Sequence[Lo
 def loss(heard: list[tuple[Given, int]], told: Told) -> Tensor:
     """The sum of what each head looks past, a mean over the tokens of the whole team that are told; to be added up over the
     team, and divided by its size."""
-    lost = [counted_past if i in COUNTING else looked_past for i in range(len(heard))]
-    return added_up([each(*who, looks) for each, who, looks in zip(lost, heard, told[: len(heard)], strict=True)])
+    told = told[: len(heard)]
+    return added_up([looked_past(given, head, looks) for (given, head), looks in zip(heard, told, strict=True)])
 
 
 def added_up(losses: Sequence[Tensor]) -> Tensor:
@@ -164,10 +161,3 @@ def looked_past(given: Given, head: int, looks: Looks) -> Tensor:
     """-log of the part of each token's attention that falls where it should: (n,)"""
     on_it = (given.shares[looks.rows, head, looks.queries].float() * looks.shows).sum(-1)
     return -(on_it + 1e-6).log()
-
-
-def counted_past(given: Given, head: int, looks: Looks) -> Tensor:
-    """The divergence of each token's attention from one that is laid on all it should count alike: (n,)"""
-    share = given.shares[looks.rows, head, looks.queries].float()
-    many = looks.shows.sum(-1)
-    return -((share + 1e-6).log() * looks.shows).sum(-1) / many - many.log()

@@ -11,11 +11,7 @@ answer is to be seen (`Question.seen`):
 
     layer 1     the last token of a name in a question, "cost", "red circle" or "framed", looks at the visual tokens that
                 show it, or at itself if nothing does, or the strongest of no matches would look like a match; and every
-                token of an answer at what shows that, to know what has been said. And a visual token that shows a thing
-                looks at the middles of the things before it; of those of its colour; of those of its shape; by a head each
-                that looks at the first token of all, too, at each as much as at any other. What falls on the first token,
-                all, a half, a third, says how many there are: it counts. (Asked for numbers alone (noticing.py), the toy of
-                weights/ told the second red thing from the first half of the time, and counted circles three in four)
+                token of an answer at what shows that, to know what has been said
     layer 2     a visual token that shows a cell of a table looks at the name of its row; and at that of its column. And
                 the tokens of an answer look once more at the thing that has been said: by now it knows which it is, the
                 first or the second (noticing.py)
@@ -50,15 +46,13 @@ from minivl2.places import LOCAL, Size, fitted, frames, places
 from minivl2.processor import Processor
 from minivl2.toyworld import Question, Sample, mentions, values_of
 from minivl2.toyworld.lettering import Line
-from minivl2.toyworld.things import DIAMETER, Scene, Thing, side_by_side
+from minivl2.toyworld.things import DIAMETER
 from minivl2.training.tokenizer import spans
 
 # of what a visual token shows: a thing that covers so much of it is there to be seen. A little more than a quarter, which a
 # thing can cover exactly: then rounding would decide
 MUCH = 0.2501
 Box = tuple[float, float, float, float]
-# Things that are counted together: all, those of a colour, and those of a shape
-ALIKE = (lambda a, b: True), (lambda a, b: a.colour == b.colour), (lambda a, b: a.shape == b.shape)
 NOWHERE: Box = (np.nan,) * 4
 
 
@@ -82,9 +76,6 @@ class Told(NamedTuple):
     right: Looks
     bottom: Looks
     again: Looks        # the same as `said`, of things only, and of boxes always
-    before: Looks       # the things before, counted; and those of the same colour, and of the same shape
-    same_colour: Looks
-    same_shape: Looks
     values: Looks       # of what is compared
     upper_left: Looks   # of what is in the upper row
     lower_left: Looks
@@ -98,17 +89,11 @@ def looks(
 ) -> Told:
     """Of every conversation its sample, and the questions asked in it."""
     names, left, above, answers, left_by_row, by_row = [], [], [], ([], [], [], []), ([], []), ([], [])
-    again, values, larger, counted = [], [], [], ([], [], [])
+    again, values, larger = [], [], []
     length = batch.input_ids.shape[1]
     for row, (sample, questions) in enumerate(zip(samples, asked, strict=True)):
         view = View(processor, sample)
         visual = np.flatnonzero(batch.image_mask[row])
-        beginning = np.flatnonzero(batch.attention_mask[row])[0]
-        for scene in side_by_side(sample.scenes):
-            middles, found = in_order(view, scene)
-            for token, thing in found:
-                for told, before in zip(counted, earlier(scene.things, thing), strict=True):
-                    told.append((row, visual[token], np.array([beginning, *visual[middles[before]]])))
         written = dict(zip(sample.written, view.letters(sample.written), strict=True))
         beside, below = ([(line, other) for line in sample.written if (other := getattr(line, side))]
                          for side in ("left", "above"))
@@ -131,7 +116,7 @@ def looks(
             for told, tokens in zip(by_row, rows, strict=False):
                 told.append((row, token, visual[tokens] if tokens.any() else np.array([token])))
     said = [(row, token + 1, shown) for told in answers for row, token, shown in told if token not in shown]
-    all_told = names, said, left, above, *answers, again, *counted, values, *left_by_row, larger, *by_row
+    all_told = names, said, left, above, *answers, again, values, *left_by_row, larger, *by_row
     return Told(*(gathered(told, batch) for told in all_told))
 
 
@@ -190,21 +175,6 @@ class View:
         shown = self.showing([middle * 2 for line in lines for middle in line.middles])
         ends = np.cumsum([len(line.middles) for line in lines], dtype=int)
         return [tokens.any(0) for tokens in np.split(shown, ends)[: len(lines)]]
-
-
-def in_order(view: View, scene: Scene) -> tuple[ndarray, list[tuple[int, int]]]:
-    """In which token of the global view the middle of each thing lies, (things,); and (visual token, which thing) of every
-    token that shows one thing and comes after the middles of those before it."""
-    shown = view.showing([thing.box for thing in scene.things])                                 # (things, visual tokens)
-    centres = [((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in (thing.box for thing in scene.things)]
-    middles = view.showing([(x - 0.1, y - 0.1, x + 0.1, y + 0.1) for x, y in centres]).argmax(1)   # the global view is first
-    alone = [(int(token), int(shown[:, token].argmax())) for token in np.flatnonzero(shown.sum(0) == 1)]
-    return middles, [(token, thing) for token, thing in alone if (middles[:thing] <= token).all()]
-
-
-def earlier(things: Sequence[Thing], which: int) -> list[list[int]]:
-    """For each of ALIKE, which things before this one count with it."""
-    return [[i for i in range(which) if alike(things[i], things[which])] for alike in ALIKE]
 
 
 @lru_cache(maxsize=10_000)
