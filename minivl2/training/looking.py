@@ -14,7 +14,9 @@ answer is to be seen (`Question.seen`):
                 token of an answer at what shows that, to know what has been said
     layer 2     a visual token that shows a cell of a table looks at the name of its row; and at that of its column. And
                 the tokens of an answer look once more at the thing that has been said: by now it knows which it is, the
-                first or the second (noticing.py)
+                first or the second (noticing.py). And a visual token that shows a thing looks at the thing before it; at
+                that before it of its colour; and at that of its shape; or at the first token of all, if there is none.
+                "All red things" are said one after the other: the next is the red one that has just seen this one
     layer 3     a token of an answer looks at the visual tokens that show this piece of it; of a box, each of its four
                 numbers by a head of its own. A thing's token knows all four edges: had one head to fetch them all, which of
                 them is asked for would still have to be found out after the last look. And who has nothing more to
@@ -46,7 +48,7 @@ from minivl2.places import LOCAL, Size, fitted, frames, places
 from minivl2.processor import Processor
 from minivl2.toyworld import Question, Sample, mentions, values_of
 from minivl2.toyworld.lettering import Line
-from minivl2.toyworld.things import DIAMETER
+from minivl2.toyworld.things import DIAMETER, Scene, side_by_side
 from minivl2.training.tokenizer import spans
 
 # of what a visual token shows: a thing that covers so much of it is there to be seen. A little more than a quarter, which a
@@ -54,6 +56,7 @@ from minivl2.training.tokenizer import spans
 MUCH = 0.2501
 Box = tuple[float, float, float, float]
 NOWHERE: Box = (np.nan,) * 4
+ORDERS = ("colour", "shape")        # and that of all things: "the second red thing", "the third star", "the fourth"
 
 
 class Looks(NamedTuple):
@@ -76,6 +79,9 @@ class Told(NamedTuple):
     right: Looks
     bottom: Looks
     again: Looks        # the same as `said`, of things only, and of boxes always
+    before: Looks       # of things: the one before, in the orders of ORDERS
+    before_of_colour: Looks
+    before_of_shape: Looks
     values: Looks       # of what is compared
     upper_left: Looks   # of what is in the upper row
     lower_left: Looks
@@ -89,7 +95,7 @@ def looks(
 ) -> Told:
     """Of every conversation its sample, and the questions asked in it."""
     names, left, above, answers, left_by_row, by_row = [], [], [], ([], [], [], []), ([], []), ([], [])
-    again, values, larger = [], [], []
+    again, values, larger, before = [], [], [], ([], [], [])
     length = batch.input_ids.shape[1]
     for row, (sample, questions) in enumerate(zip(samples, asked, strict=True)):
         view = View(processor, sample)
@@ -100,6 +106,9 @@ def looks(
         for told, ties in ((left, tied(written, beside)), (above, tied(written, below)),
                            *zip(left_by_row, rows_apart(view, written, beside), strict=True)):
             told += [(row, visual[token], visual[shown]) for token, shown in ties]
+        for scene in side_by_side(sample.scenes):
+            for told, ties in zip(before, chained(view, scene), strict=True):
+                told += [(row, visual[token], np.array([0]) if shown is None else visual[shown]) for token, shown in ties]
         for question, tokens, last in turns(processor, questions, length):
             names += [(row, token, visual[shown] if shown.any() else np.array([token]))
                       for token, shown in named(tokens, view, mentions(question.text, sample))]
@@ -116,7 +125,7 @@ def looks(
             for told, tokens in zip(by_row, rows, strict=False):
                 told.append((row, token, visual[tokens] if tokens.any() else np.array([token])))
     said = [(row, token + 1, shown) for told in answers for row, token, shown in told if token not in shown]
-    all_told = names, said, left, above, *answers, again, values, *left_by_row, larger, *by_row
+    all_told = names, said, left, above, *answers, again, *before, values, *left_by_row, larger, *by_row
     return Told(*(gathered(told, batch) for told in all_told))
 
 
@@ -258,3 +267,28 @@ def rows_apart(
         tokens[[token for token, _ in ties]] = False
         found.append(ties + [(token, np.arange(len(tokens)) == token) for token in np.flatnonzero(tokens)])
     return found
+
+
+def alone(view: View, scene: Scene) -> tuple[ndarray, list[tuple[int, int]]]:
+    """Which visual tokens show each thing, (things, visual tokens) bool; and (visual token, which thing) of every token that
+    shows one thing and comes after the middles of those before it."""
+    shown = view.showing([thing.box for thing in scene.things])
+    centres = [((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in (thing.box for thing in scene.things)]
+    first = view.showing([(x - 0.1, y - 0.1, x + 0.1, y + 0.1) for x, y in centres]).argmax(1)  # in the global view
+    single = [(int(token), int(shown[:, token].argmax())) for token in np.flatnonzero(shown.sum(0) == 1)]
+    return shown, [(token, thing) for token, thing in single if (first[:thing] <= token).all()]
+
+
+def before(scene: Scene) -> list[tuple[list[int], ...]]:
+    """Of each thing, those before it: all, those of its colour, those of its shape."""
+    return [(list(range(i)), *([j for j in range(i) if getattr(scene.things[j], name) == getattr(thing, name)]
+                               for name in ORDERS)) for i, thing in enumerate(scene.things)]
+
+
+def chained(view: View, scene: Scene) -> list[list[tuple[int, ndarray | None]]]:
+    """For each of the three orders, every visual token that shows one thing, with those (bool) that show the thing before it
+    in this order, and stand before the token. None: there is none."""
+    shown, single = alone(view, scene)
+    until = np.tri(shown.shape[1], dtype=bool)
+    return [[(token, shown[earlier[thing][-1]] & until[token] if earlier[thing] else None) for token, thing in single]
+            for earlier in zip(*before(scene), strict=True)]

@@ -47,10 +47,10 @@ from minivl2.toyworld.grounding import per_mille
 from minivl2.toyworld.lettering import Line
 from minivl2.toyworld.things import DIAMETER, Scene, side_by_side
 from minivl2.training import guidance
-from minivl2.training.looking import View
+from minivl2.training.looking import ORDERS, View, alone, before
 
 MOST = 6                                                # things in a picture
-ORDERS = 3                                              # among all things, those of its colour, and those of its shape
+PLACES = 1 + len(ORDERS)                                # among all things, those of its colour, and those of its shape
 DIGITS = 2                                              # of every edge's three: the last is less than a pixel
 EDGE = 0.25                                             # the weight of all of these together,
 DISTANCE = 30                                           # and of how far off they are, in parts of the picture
@@ -66,7 +66,7 @@ class Noticed(NamedTuple):
     """What n visual tokens are to know of things' places, e of their edges, w of what is written, and m of numbers."""
 
     things: tuple[Tensor, Tensor]       # the conversation and the place in it, (n,) each
-    order: Tensor                       # (n, ORDERS) 0 for the first
+    order: Tensor                       # (n, PLACES) 0 for the first
     size: Tensor                        # (n,) which of DIAMETER
     bounded: tuple[Tensor, Tensor]      # the same, (e,) each
     edges: Tensor                       # (e, 4) per mille of the picture: left, top, right, bottom
@@ -84,14 +84,14 @@ def noticed(processor: Processor, samples: Sequence[Sample], batch: Batch) -> No
     things, bounded, written, numbers = [], [], [], []
     for row, sample in enumerate(samples):
         view, visual = View(processor, sample), np.flatnonzero(batch.image_mask[row])
-        for alone, scene in zip(sample.scenes, side_by_side(sample.scenes), strict=True):
+        for own, scene in zip(sample.scenes, side_by_side(sample.scenes), strict=True):
             things += [(row, visual[token], *known) for token, *known in orders(view, scene)]
-            bounded += [(row, visual[token], *known) for token, *known in edges(view, scene, alone)]
+            bounded += [(row, visual[token], *known) for token, *known in edges(view, scene, own)]
         written += [(row, visual[token], *known) for token, *known in letters(view, sample.written)]
         if sample.kind in ("tables", "charts"):
             numbers += [(row, visual[token], *known) for token, *known in amounts(view, groups(sample))]
     n, e, w, m = (torch.tensor(np.array(found, dtype=int).reshape(-1, 2 + known)) for found, known in
-                  ((things, ORDERS + 1), (bounded, 4), (written, 3), (numbers, 1 + NUMBERS)))
+                  ((things, PLACES + 1), (bounded, 4), (written, 3), (numbers, 1 + NUMBERS)))
     return Noticed((n[:, 0], n[:, 1]), n[:, 2:-1], n[:, -1], (e[:, 0], e[:, 1]), e[:, 2:],
                    (w[:, 0], w[:, 1]), w[:, 2], w[:, 3], w[:, 4].float(),
                    (m[:, 0], m[:, 1]), m[:, 2], m[:, 3:].float())
@@ -100,25 +100,17 @@ def noticed(processor: Processor, samples: Sequence[Sample], batch: Batch) -> No
 def orders(view: View, scene: Scene) -> list[tuple[int, ...]]:
     """(visual token, its thing's places in the three orders, and its size) of every token that shows one thing and comes
     after the middles of those before it."""
-    shown = view.showing([thing.box for thing in scene.things])                                 # (things, visual tokens)
-    centres = [((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in (thing.box for thing in scene.things)]
-    first = view.showing([(x - 0.1, y - 0.1, x + 0.1, y + 0.1) for x, y in centres]).argmax(1)  # in the global view
-    places = [(i, *(sum(getattr(other, name) == getattr(thing, name) for other in scene.things[:i])
-                    for name in ("colour", "shape")), [*DIAMETER].index(thing.size))
-              for i, thing in enumerate(scene.things)]
-    found = []
-    for token in np.flatnonzero(shown.sum(0) == 1):
-        i = int(shown[:, token].argmax())
-        if (first[:i] <= token).all():
-            found.append((int(token), *places[i]))
-    return found
+    _, single = alone(view, scene)
+    places = [(*map(len, earlier), [*DIAMETER].index(thing.size))
+              for earlier, thing in zip(before(scene), scene.things, strict=True)]
+    return [(token, *places[thing]) for token, thing in single]
 
 
-def edges(view: View, scene: Scene, alone: Scene) -> list[tuple[int, ...]]:
+def edges(view: View, scene: Scene, own: Scene) -> list[tuple[int, ...]]:
     """(visual token, its thing's edges per mille) of every token of the global view that shows one thing: there edges
-    are looked for. `alone`: the scene in its own picture."""
+    are looked for. `own`: the scene in its own picture."""
     shown = view.showing([thing.box for thing in scene.things]) & ~view.local
-    told = [per_mille(thing.box, alone) for thing in alone.things]
+    told = [per_mille(thing.box, own) for thing in own.things]
     return [(int(token), *told[int(shown[:, token].argmax())]) for token in np.flatnonzero(shown.sum(0) == 1)]
 
 
@@ -165,7 +157,7 @@ class Noticing(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.head_order = nn.Linear(width, ORDERS * MOST)
+        self.head_order = nn.Linear(width, PLACES * MOST)
         self.head_size = nn.Linear(width, len(DIAMETER))
         self.head_edges = nn.Linear(width, 4 * (DIGITS * 10 + 1))
         self.head_letters = nn.Linear(width, ROWS * (LETTERS + 1))
@@ -177,8 +169,8 @@ class Noticing(nn.Module):
         width = early.shape[-1:]
         things = F.rms_norm(early[noticed.things].float(), width)
         size = F.cross_entropy(self.head_size(things), noticed.size, reduction="none")
-        order = self.head_order(things).unflatten(1, (ORDERS, MOST))
-        order = F.cross_entropy(order.transpose(1, 2), noticed.order.clamp(max=MOST - 1), reduction="none")    # (n, ORDERS)
+        order = self.head_order(things).unflatten(1, (PLACES, MOST))
+        order = F.cross_entropy(order.transpose(1, 2), noticed.order.clamp(max=MOST - 1), reduction="none")    # (n, PLACES)
         edges = self.head_edges(F.rms_norm(later[noticed.bounded].float(), width))
         off = (edges[:, :4] - noticed.edges / 1000).abs()                                                   # (e, 4)
         digits = edges[:, 4:].unflatten(1, (DIGITS, 10, 4))
