@@ -106,9 +106,10 @@ def looks(
         for told, ties in ((left, tied(written, beside)), (above, tied(written, below)),
                            *zip(left_by_row, rows_apart(view, written, beside), strict=True)):
             told += [(row, visual[token], visual[shown]) for token, shown in ties]
+        first = np.flatnonzero(batch.attention_mask[row])[:1]
         for scene in side_by_side(sample.scenes):
             for told, ties in zip(before, chained(view, scene), strict=True):
-                told += [(row, visual[token], np.array([0]) if shown is None else visual[shown]) for token, shown in ties]
+                told += [(row, visual[token], first if shown is None else visual[shown]) for token, shown in ties]
         for question, tokens, last in turns(processor, questions, length):
             names += [(row, token, visual[shown] if shown.any() else np.array([token]))
                       for token, shown in named(tokens, view, mentions(question.text, sample))]
