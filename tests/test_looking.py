@@ -13,8 +13,8 @@ from test_training import make
 from minivl2 import toyworld
 from minivl2.places import LOCAL, places
 from minivl2.toyworld.lettering import Line
-from minivl2.toyworld.things import COLOURS, DIAMETER, SHAPES, Scene, Thing
-from minivl2.training import curriculum, looking
+from minivl2.toyworld.things import COLOURS, DIAMETER, SHAPES, Scene, Thing, side_by_side
+from minivl2.training import curriculum, looking, noticing
 from minivl2.training.curriculum import Stage
 from minivl2.training.tokenizer import spans
 
@@ -361,6 +361,24 @@ def test_each_row_of_a_token_looks_left_at_what_stands_beside_it_or_at_itself(pr
             wanted + [(token, [token]) for token in idle])
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), kind=st.sampled_from(("scenes", "grounding", "pairs")))
+def test_a_thing_looks_at_the_one_before_it_of_all_of_its_colour_and_of_its_shape(processor, seed, kind):
+    """Of several pictures, in each alone."""
+    sample = toyworld.draw(seed, kind)
+    view = looking.View(processor, sample)
+    for scene in side_by_side(sample.scenes):
+        shown = [shown_by(processor, sample, thing.box) for thing in scene.things]
+        chains, known = looking.chained(view, scene), {token for token, *_ in noticing.orders(view, scene)}
+        for name, chain in zip((None, "colour", "shape"), chains, strict=True):
+            assert {token for token, _ in chain} == known
+            for token, tokens in chain:
+                i, = [i for i, mine in enumerate(shown) if token in mine]
+                alike = [j for j in range(i) if not name or getattr(scene.things[j], name) == getattr(scene.things[i], name)]
+                wanted = {other for other in shown[alike[-1]] if other < token} if alike else None
+                assert (wanted if tokens is None else {*tokens.nonzero()[0].tolist()}) == wanted and wanted != set()
+
+
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), which=PICTURES)
 def test_what_belongs_to_something_looks_at_what_of_it_came_before(processor, seed, which):
@@ -380,14 +398,19 @@ def test_looks_ask_the_token_before_and_show_visual_tokens_or_themselves(process
     stage = Stage(1.0, {kind: 1}, tuple(toyworld.GRIDS[kind]), looking=1.0)
     lesson = curriculum.lesson(processor, 0, 0, stage, 4)
     batch, (names, said, left, above, *answers), (upper, lower) = lesson.batch, lesson.told[:8], lesson.told[-2:]
+    chains = lesson.told.before, lesson.told.before_of_colour, lesson.told.before_of_shape
     for looks in lesson.told:
-        assert (looks.shows.sum(1) > 0).all()
+        assert (looks.shows.sum(1) > 0).all() and (batch.attention_mask.bool()[looks.rows] | ~looks.shows).all()
         elsewhere = looks.shows & ~batch.image_mask[looks.rows]
         if looks is lesson.told.larger:
             continue
-        assert any(looks is one for one in (names, answers[0], upper, lower)) or not elsewhere.any()
         absent = elsewhere.any(1)                                   # what a name names is not there, or nothing more is
-        assert (looks.shows[absent].sum(1) == 1).all() and looks.shows[absent, looks.queries[absent]].all()
+        assert (looks.shows[absent].sum(1) == 1).all()
+        if any(looks is one for one in chains):                     # there is none before it: the first token of all
+            assert torch.equal(looks.shows[absent].int().argmax(1), batch.attention_mask[looks.rows[absent]].int().argmax(1))
+        else:
+            assert any(looks is one for one in (names, answers[0], upper, lower)) or not absent.any()
+            assert looks.shows[absent, looks.queries[absent]].all()
         last = (looks.shows * torch.arange(looks.shows.shape[1])).amax(1) if len(looks.rows) else looks.queries
         assert (last <= looks.queries).all()                        # nobody is told to look at what is still to come
     assert all(batch.learned[looks.rows, looks.queries].all() for looks in (*answers, upper, lower))
@@ -396,7 +419,9 @@ def test_looks_ask_the_token_before_and_show_visual_tokens_or_themselves(process
     found = ~shows[torch.arange(len(queries)), queries]
     assert torch.equal(said.queries, queries[found] + 1) and torch.equal(said.shows, shows[found])
     assert all(batch.image_mask[ties.rows, ties.queries].all()
-               for ties in (left, above, lesson.told.upper_left, lesson.told.lower_left))
+               for ties in (left, above, lesson.told.upper_left, lesson.told.lower_left, *chains))
+    assert {len(chain.rows) for chain in chains} == {len(chains[0].rows)}
+    assert (len(chains[0].rows) > 0) == (kind not in WRITTEN)
     pieces, *edges = (len(looks.rows) > 0 for looks in answers)
     assert pieces and edges == [kind in ("grounding", "pairs")] * 3
     assert not batch.image_mask[names.rows, names.queries].any()
