@@ -1,6 +1,7 @@
 """Looking: where in the picture an answer is to be seen, and which tokens are told to look there."""
 
 import dataclasses
+import itertools
 import random
 import re
 
@@ -377,6 +378,26 @@ def test_a_thing_looks_at_the_one_before_it_of_all_of_its_colour_and_of_its_shap
                 alike = [j for j in range(i) if not name or getattr(scene.things[j], name) == getattr(scene.things[i], name)]
                 wanted = {other for other in shown[alike[-1]] if other < token} if alike else None
                 assert (wanted if tokens is None else {*tokens.nonzero()[0].tolist()}) == wanted and wanted != set()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), kind=st.sampled_from(("scenes", "grounding", "pairs")))
+def test_who_goes_on_to_another_thing_is_told_so_once_more(processor, seed, kind):
+    """What the world says of each piece of an answer: as often as that is another thing. (Two things can share a token.)"""
+    sample = toyworld.draw(seed, kind)
+    for question in sample.questions:
+        batch = processor(toyworld.messages([question], len(sample.images)), sample.images, training=True)
+        told = looking.looks(processor, [sample], [[question]], batch)
+        things = [box for box, _ in itertools.groupby(box for _, box, _ in question.seen if box)]
+        shown = [shown_by(processor, sample, box) for box in things]
+        apart = [b for a, b in itertools.pairwise(shown) if not a & b]
+        assume(len(apart) == len(shown[1:]))
+        looks, visual = told.onward, batch.image_mask[0].nonzero().flatten()
+        assert len(looks.rows) == len(apart)
+        answers = dict(zip(told.answers.queries.tolist(), told.answers.shows, strict=True))
+        for query, tokens, thing in zip(looks.queries.tolist(), looks.shows, apart, strict=True):
+            assert torch.equal(tokens, answers[query])
+            assert {*tokens.nonzero().flatten().tolist()} <= {*visual[[*thing]].tolist()}       # sizes, in the global view
 
 
 @settings(max_examples=60, deadline=None)
