@@ -41,8 +41,8 @@ FETCHED = 0.3   # the weight of what is fetched there, beside that of where it i
 HEADS = (0, 0), (0, 0), (1, 1), (1, 0), (2, 0), (2, 1), (2, 2), (2, 3), (1, 2), (1, 3), (1, 0), (1, 1), (2, 0)
 # and, of a decoder that has a layer to look closer, who finds what is compared, who looks left for each row; and in that
 # layer, who finds the larger, and who looks closer
-CLOSER = (2, 0), (2, 1), (2, 2), (3, 2), (3, 0), (3, 1)
-LAST = 3        # of Told are of that layer
+CLOSER = (2, 0), (2, 1), (2, 2), (3, 2), (3, 0), (3, 1), (3, 2), (3, 3)
+LAST = 5        # of Told are of that layer
 DEEP = 5        # layers: so many have one
 
 
@@ -71,7 +71,7 @@ class Given(TorchFunctionMode):
 
 def heads(model: DeepSeekVL2) -> tuple[tuple[int, int], ...]:
     """Layer and head that are told each of Told, all or, of a decoder that has no layer to look closer, all but the last
-    six. The last layers are told; of a toy, all but the first."""
+    eight. The last layers are told; of a toy, all but the first."""
     layers = len(model.decoder.layers)
     told = HEADS + CLOSER if layers >= DEEP else HEADS
     first = layers - 1 - max(layer for layer, _ in told)

@@ -25,15 +25,19 @@ answer is to be seen (`Question.seen`):
     layer 4     where there is one, looks closer. A visual token shows two lines of small print, and all of its characters
                 are fetched at once. With four layers the toy of weights/ looked at the right token for 91 of 100 digits that
                 it got wrong, and for four in five of these said another digit of that token: it did not know which line.
-                Now characters in the upper row of the token's patches are fetched by one head, those in the lower by
-                another; and the head that has nothing to fetch looks at itself. Which row it is, the name beside it tells:
-                so in layer 3 visual tokens look left once more, by a head for each of their rows.
+                Now characters in the upper row of the token's patches are fetched by other heads than those in the lower;
+                a head that has nothing to fetch looks at itself. Which row it is, the name beside it tells: so in layer 3
+                visual tokens look left once more, by a head for each of their rows. And a row shows up to three characters.
+                Fetched by one head, they had to be told apart after the last look: of those alone in their row 2 in 100 were
+                read wrong, of two in a row 4, of three 20. Now one head fetches the first, the third, the fifth of a word,
+                and another the second and the fourth
                 And what is compared: "which is more, A or B?" In layer 3 both letters fetch their values from where these
                 are known; so in layer 4 the answer is to be found in the question, at one of the two
 
 How heads are told so, and what is learned from it, is in guidance.py.
 """
 
+import string
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -57,6 +61,7 @@ from minivl2.training.tokenizer import spans
 MUCH = 0.2501
 Box = tuple[float, float, float, float]
 NOWHERE: Box = (np.nan,) * 4
+ALPHANUMERIC = string.ascii_letters + string.digits
 ORDERS = ("colour", "shape")        # and that of all things: "the second red thing", "the third star", "the fourth"
 
 
@@ -88,15 +93,17 @@ class Told(NamedTuple):
     upper_left: Looks   # of what is in the upper row
     lower_left: Looks
     larger: Looks
-    upper: Looks
-    lower: Looks
+    upper_even: Looks   # the first character of its word, the third, ...
+    lower_even: Looks
+    upper_odd: Looks
+    lower_odd: Looks
 
 
 def looks(
     processor: Processor, samples: Sequence[Sample], asked: Sequence[Sequence[Question]], batch: Batch
 ) -> Told:
     """Of every conversation its sample, and the questions asked in it."""
-    names, left, above, answers, left_by_row, by_row = [], [], [], ([], [], [], []), ([], []), ([], [])
+    names, left, above, answers, left_by_row, by_row = [], [], [], ([], [], [], []), ([], []), ([], [], [], [])
     again, values, larger, before, onward = [], [], [], ([], [], []), []
     length = batch.input_ids.shape[1]
     for row, (sample, questions) in enumerate(zip(samples, asked, strict=True)):
@@ -130,6 +137,8 @@ def looks(
                     if i == at[1] and not (tokens & at[0]).any():
                         onward.append((row, token, visual[tokens]))
                     at = tokens, i
+            if questions[i].ability == "larger":
+                rows = rows[:2]                                         # by the others the letter in the question is found
             for told, tokens in zip(by_row, rows, strict=False):
                 told.append((row, token, visual[tokens] if tokens.any() else np.array([token])))
     said = [(row, token + 1, shown) for told in answers for row, token, shown in told if token not in shown]
@@ -207,7 +216,9 @@ def where(
 ) -> list[tuple[int, ndarray | None, list[ndarray]]]:
     """For each token of the answer, and its end, which edge of a box it tells (0 for all else), and which visual tokens show
     it (bool); not one where the world does not say, and None where it says that there is nothing more. And of written
-    characters, which visual tokens show those in their upper row, and which those in their lower."""
+    characters, which visual tokens show those in the upper row that are the first, the third ... of their word; those in the
+    lower; and in the upper and the lower the second, the fourth ..."""
+    nth = [len(question.answer[:i]) - len(question.answer[:i].rstrip(ALPHANUMERIC)) for i in range(len(question.answer))]
     pieces, end = [], 0
     for piece, *_ in question.seen:
         start = question.answer.index(piece, end)
@@ -222,12 +233,13 @@ def where(
             tokens = tokens & ~view.local       # parts of the picture, or big beside it: only the global view sees it whole
         rows = []
         if box is not None and box[0] == box[2]:
-            row = np.array([view.row(question.seen[i].box[1]) for i in told])
-            rows = [shown[told][row == which].any(0) for which in range(2)]
+            which = np.array([(view.row(question.seen[i].box[1]) + 2 * (nth[at] % 2), i)
+                              for i in told for at in range(max(first, pieces[i][0]), min(last, pieces[i][1]))])
+            rows = [shown[which[which[:, 0] == head, 1]].any(0) for head in range(4)]
         found.append((edge, tokens, rows))
     nowhere = np.zeros_like(view.local)
     written = any(rows for *_, rows in found)
-    return [*found, (0, None if question.seen else nowhere, [nowhere, nowhere] if written else [])]
+    return [*found, (0, None if question.seen else nowhere, [nowhere] * 4 if written else [])]
 
 
 def turns(
