@@ -326,17 +326,18 @@ def row_of(processor, sample, middle):
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10**6), which=PICTURES)
-def test_closer_a_character_is_looked_for_in_its_row(processor, seed, which):
+def test_closer_a_character_is_looked_for_in_its_row_every_other_one_by_the_same_head(processor, seed, which):
     sample = toyworld.draw(seed, *which)
     view = looking.View(processor, sample)
     for question in sample.questions:
         *shown, (_, _, ends) = looking.where(processor, view, question)
-        assert len(ends) == 2 * bool(question.seen) and not any(row.any() for row in ends)
-        wanted, at = [[set(), set()] for _ in question.answer], 0          # of each character
+        assert len(ends) == 4 * bool(question.seen) and not any(row.any() for row in ends)
+        wanted, at = [[set(), set(), set(), set()] for _ in question.answer], 0          # of each character
         for piece, box, _ in question.seen:
             at = question.answer.index(piece, at)
             for i in range(at, at + len(piece)):
-                wanted[i][row_of(processor, sample, box[:2])] = shown_by(processor, sample, box)
+                word = re.search(r"[A-Za-z0-9]*\Z", question.answer[:i])[0]
+                wanted[i][len(word) % 2 * 2 + row_of(processor, sample, box[:2])] = shown_by(processor, sample, box)
             at += len(piece)
         for (_, (first, last)), (_, tokens, rows) in zip(spans(processor.tokenizer, question.answer), shown, strict=True):
             both = [set().union(*row) for row in zip(*wanted[first:last], strict=True)]
@@ -418,7 +419,7 @@ def test_what_belongs_to_something_looks_at_what_of_it_came_before(processor, se
 def test_looks_ask_the_token_before_and_show_visual_tokens_or_themselves(processor, kind):
     stage = Stage(1.0, {kind: 1}, tuple(toyworld.GRIDS[kind]), looking=1.0)
     lesson = curriculum.lesson(processor, 0, 0, stage, 4)
-    batch, (names, said, left, above, *answers), (upper, lower) = lesson.batch, lesson.told[:8], lesson.told[-2:]
+    batch, (names, said, left, above, *answers), closer = lesson.batch, lesson.told[:8], lesson.told[-4:]
     chains = lesson.told.before, lesson.told.before_of_colour, lesson.told.before_of_shape
     for looks in lesson.told:
         assert (looks.shows.sum(1) > 0).all() and (batch.attention_mask.bool()[looks.rows] | ~looks.shows).all()
@@ -430,12 +431,17 @@ def test_looks_ask_the_token_before_and_show_visual_tokens_or_themselves(process
         if any(looks is one for one in chains):                     # there is none before it: the first token of all
             assert torch.equal(looks.shows[absent].int().argmax(1), batch.attention_mask[looks.rows[absent]].int().argmax(1))
         else:
-            assert any(looks is one for one in (names, answers[0], upper, lower)) or not absent.any()
+            assert any(looks is one for one in (names, answers[0], *closer)) or not absent.any()
             assert looks.shows[absent, looks.queries[absent]].all()
         last = (looks.shows * torch.arange(looks.shows.shape[1])).amax(1) if len(looks.rows) else looks.queries
         assert (last <= looks.queries).all()                        # nobody is told to look at what is still to come
-    assert all(batch.learned[looks.rows, looks.queries].all() for looks in (*answers, upper, lower))
+    assert all(batch.learned[looks.rows, looks.queries].all() for looks in (*answers, *closer))
+    upper, lower, *odd = closer
     assert torch.equal(upper.queries, lower.queries) and (len(upper.rows) > 0) == (kind in WRITTEN)
+    for looks in odd:           # by these the larger of two is found in the question
+        answers_larger = set(zip(lesson.told.larger.rows.tolist(), lesson.told.larger.queries.tolist(), strict=True))
+        mine, all_ = ({*zip(each.rows.tolist(), each.queries.tolist(), strict=True)} for each in (looks, upper))
+        assert mine <= all_ and answers_larger <= all_ - mine and len(all_ - mine) == 2 * len(answers_larger)
     queries, shows = (torch.cat([getattr(looks, name) for looks in answers]) for name in ("queries", "shows"))
     found = ~shows[torch.arange(len(queries)), queries]
     assert torch.equal(said.queries, queries[found] + 1) and torch.equal(said.shows, shows[found])
