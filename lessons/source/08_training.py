@@ -547,6 +547,13 @@ for axis, question in zip(axes, questions, strict=True):
 #    loud as it is heard*. Its length became 76, and of the digits of small tables 89 of 100 were right, 1,600 steps later,
 #    where it had been 83.
 #
+# Then the same again, one size smaller: up to three letters stand in a row of a token. Of 2,066 letters, each asked for when
+# those before it had been told, 1.7 % were wrong where they were alone in their row, 3.8 of two, and 20 of three. So now one head
+# fetches the first, third, fifth of a word, another the second and fourth. 12,000 steps later it was 1.9, 4.5 and 23. This
+# time it was not the looking. A head trained on what the eye says of such rows of three, and nothing else, read six in ten of
+# them wrong, four in ten by the *number* of letters: the outer two stand so near to the next token that half a pixel
+# decides whose they are. *First find out who does not know.*
+#
 # ### A place where it cannot be known
 # "Which is the largest slice?" was right, asked for slices large and small, 25 times in 80; for bars it was 78 in 82. The makers
 # had told it to look at the *letter* of the slice. Below a bar that is right: the letter comes after the value that stands
@@ -647,13 +654,24 @@ axis.legend(loc="lower right", fontsize=8);
 # big for its picture: 83 of 100, where tokens of the global view told it 97 times. Now size is looked for there, and
 # noticed by all: 92 of 100, in tiles, 4,500 steps later.)
 #
+# What helped in the end was plainer. A thing need not know its number, if it knows *who comes before it*. In the third layer one
+# head of a visual token looks at the thing before; another at the one before of its colour; a third, of its shape; and at the
+# first token of all, if there is none. After "this red one" comes the red one that points at it. The pointers were learned in
+# a thousand steps, and nobody used them: the look that goes on to the next thing cost 0.67 nats, where it had been 0.45.
+# For most tokens of an answer go on with the thing they are at. Of all looks that were told, one in a hundred had to go on,
+# and in a mean over all of them it does not count. So these are told once more, as a mean of their own. 13,000 steps later
+# captions were right in 88 of 100 instead of 82, boxes of a kind in 80 instead of 75, and who can go on can count: 95
+# instead of 92. *What is rare is not learned, however wrong it is*; split by what is asked, a loss says so.
+#
 # ### What a run forgets
 # Each of these runs began at a high rate, and after its first steps the toy was worse at everything. Most came back, but not
 # all: the last run was good for letters (texts 84 to 86 of 100) and bad for lists (all values of a chart 90 to 87). So the
 # checkpoint was laid half-way, number by number, between what the run had begun with and what it had become
 # ([arXiv:2109.01903](https://arxiv.org/abs/2109.01903)). Of 6,500 questions 92.4 % were right at its beginning, 92.6 at its
 # end, and 93.0 half-way; three quarters of the way, 92.8. What a run learns, it learns in many small steps that mostly agree;
-# what it forgets, it forgets by noise, and half-way there is less of that.
+# what it forgets, it forgets by noise, and half-way there is less of that. But not where heads have been given other work:
+# after the thirty-second run 93.7 % were right, and half-way back 92.7. There the mean of its last four checkpoints, and
+# only 15 parts in a hundred of what had been, was best: 93.8.
 #
 # ### What is not there
 # And what of "is there a white star?" when there is none? Attention must fall *somewhere*: softmax makes the strongest of no
