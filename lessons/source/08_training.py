@@ -660,8 +660,8 @@ axis.legend(loc="lower right", fontsize=8);
 # a thousand steps, and nobody used them: the look that goes on to the next thing cost 0.67 nats, where it had been 0.45.
 # For most tokens of an answer go on with the thing they are at. Of all looks that were told, one in a hundred had to go on,
 # and in a mean over all of them it does not count. So these are told once more, as a mean of their own. 13,000 steps later
-# captions were right in 88 of 100 instead of 82, boxes of a kind in 80 instead of 75, and who can go on can count: 95
-# instead of 92. *What is rare is not learned, however wrong it is*; split by what is asked, a loss says so.
+# such a look cost 0.10, captions were right in 88 of 100 instead of 82, boxes of a kind in 80 instead of 75, and who can go
+# on can count: 95 instead of 92. *What is rare is not learned, however wrong it is*; split by what is asked, a loss says so.
 #
 # ### What a run forgets
 # Each of these runs began at a high rate, and after its first steps the toy was worse at everything. Most came back, but not
