@@ -90,7 +90,7 @@ def make_plan(options: argparse.Namespace, run: Path, variant: str) -> loop.Plan
     """A plan that fits the time, written into a new folder."""
     plan = loop.Plan(
         options.steps or 0, options.seed, options.batch, options.dtype or "", options.sight, options.course, variant,
-        str(options.start or ""), options.deeper, options.closer)
+        str(options.start or ""), options.deeper, options.closer, options.latent)
     if team.rank() == 0:
         if run.exists():
             print(f"an earlier run is kept as {move_aside(run)}")
@@ -107,7 +107,11 @@ def untrained(plan: loop.Plan) -> tuple[minivl2.DeepSeekVL2, Processor]:
     torch.manual_seed(plan.seed)
     if plan.start:
         model, processor = loop.load_owned(plan.start)
-        return growth.deepened(model, plan.deeper, plan.closer), processor
+        model = growth.deepened(model, plan.deeper, plan.closer)
+        try:
+            return growth.widened(model, plan.latent) if plan.latent else model, processor
+        except ValueError as error:
+            raise SystemExit(f"--latent {plan.latent}: {error}") from None
     config, seeing = ablations.configurations(plan.variant)
     return minivl2.build(config), Processor(train_tokenizer(sentences(), config.language.vocab_size), seeing)
 
@@ -172,6 +176,8 @@ def read_options() -> argparse.Namespace:
                         help="with --from: so many layers more for its vision tower, which change nothing until they learn")
     parser.add_argument("--closer", type=int, default=0, metavar="LAYERS",
                         help="the same for its decoder: of one more, to look closer with (minivl2/training/looking.py)")
+    parser.add_argument("--latent", type=int, default=0, metavar="NUMBERS",
+                        help="with --from: so many numbers in its latents, more than it has, which are 0 until they learn")
     parser.add_argument("--sight", type=int, default=0, metavar="STEPS",
                         help="steps of learning to see first (default: a third of the minutes; with --from, none: if you "
                              "say so, its eye becomes sharper, and says what it sees as before)")
@@ -188,8 +194,8 @@ def read_options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.start and options.ablate:
         parser.error("--ablate compares toys that learned everything in their own way, so it cannot go on --from one")
-    if (options.deeper or options.closer) and not options.start:
-        parser.error("--deeper and --closer add layers to a checkpoint: they need --from DIR")
+    if (options.deeper or options.closer or options.latent) and not options.start:
+        parser.error("--deeper, --closer and --latent make a checkpoint larger: they need --from DIR")
     if options.start and not (options.start / "config.json").exists():
         parser.error(f"--from {options.start}: no checkpoint is there (config.json is missing)")
     return options

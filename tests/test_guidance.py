@@ -58,7 +58,7 @@ def test_the_loss_is_that_of_one_head_each(request, monkeypatch, kind, layers):
     heads = [(first, 0, told_.names), (first, 0, told_.said), (second, 1, told_.left), (second, 0, told_.above),
              (third, 0, told_.answers), (third, 1, told_.top), (third, 2, told_.right), (third, 3, told_.bottom),
              (second, 2, told_.again), (second, 3, told_.before), (second, 0, told_.before_of_colour),
-             (second, 1, told_.before_of_shape), (third, 0, told_.onward)]
+             (second, 1, told_.before_of_shape), (third, 0, told_.onward), (third, 0, told_.starting)]
     for fourth in closer:
         heads += [(third, 0, told_.values), (third, 1, told_.upper_left), (third, 2, told_.lower_left),
                   (fourth, 2, told_.larger), (fourth, 0, told_.upper_even), (fourth, 1, told_.lower_even),
@@ -138,7 +138,7 @@ def test_guided_attention_falls_where_it_should_and_all_other_as_it_did(part):
     assert_close(guided, wanted)
 
 
-@pytest.mark.parametrize(("which", "count"), [("trainer", 13), ("deep", 21)])
+@pytest.mark.parametrize(("which", "count"), [("trainer", 14), ("deep", 22)])
 def test_every_head_that_is_told_is_guided(request, which, count):
     trainer = request.getfixturevalue(which)
     lesson = told(trainer)
@@ -154,7 +154,7 @@ def test_every_head_that_is_told_is_guided(request, which, count):
 @pytest.mark.parametrize(("layers", "first"), [(3, 0), (4, 1), (5, 1), (7, 3)])
 def test_the_last_layers_are_told(layers, first):
     told = guidance.heads(with_layers(layers).model)
-    assert sorted({layer for layer, _ in told}) == [*range(first, layers)] and len(told) == (21 if layers > 4 else 13)
+    assert sorted({layer for layer, _ in told}) == [*range(first, layers)] and len(told) == (22 if layers > 4 else 14)
 
 
 def test_guidance_fades(monkeypatch):

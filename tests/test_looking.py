@@ -396,6 +396,12 @@ def test_who_goes_on_to_another_thing_is_told_so_once_more(processor, seed, kind
         looks, visual = told.onward, batch.image_mask[0].nonzero().flatten()
         assert len(looks.rows) == len(apart)
         answers = dict(zip(told.answers.queries.tolist(), told.answers.shows, strict=True))
+        line = sorted(query for told_ in told[4:8] for query in told_.queries.tolist())
+        after = [query for at in looks.queries.tolist() for query in line[line.index(at) + 1 :][:2]
+                 if query in answers]
+        assert sorted(told.starting.queries.tolist()) == sorted(after)
+        for query, tokens in zip(told.starting.queries.tolist(), told.starting.shows, strict=True):
+            assert torch.equal(tokens, answers[query])
         for query, tokens, thing in zip(looks.queries.tolist(), looks.shows, apart, strict=True):
             assert torch.equal(tokens, answers[query])
             assert {*tokens.nonzero().flatten().tolist()} <= {*visual[[*thing]].tolist()}       # sizes, in the global view

@@ -37,8 +37,8 @@ from minivl2.training.looking import Looks, Told
 FETCHED = 0.3   # the weight of what is fetched there, beside that of where it is looked for
 # For each of Told, which of the layers that are told, and which head of it: who finds what a question names and what an
 # answer has said, looks left, looks up, finds what comes next; who finds the other edges of a box, and what was said, again;
-# who finds the thing before, of all, of its colour, and of its shape; and once more, who goes on to the next
-HEADS = (0, 0), (0, 0), (1, 1), (1, 0), (2, 0), (2, 1), (2, 2), (2, 3), (1, 2), (1, 3), (1, 0), (1, 1), (2, 0)
+# who finds the thing before, of all, of its colour, and of its shape; and once more, who goes on to the next, and begins it
+HEADS = (0, 0), (0, 0), (1, 1), (1, 0), (2, 0), (2, 1), (2, 2), (2, 3), (1, 2), (1, 3), (1, 0), (1, 1), (2, 0), (2, 0)
 # and, of a decoder that has a layer to look closer, who finds what is compared, who looks left for each row; and in that
 # layer, who finds the larger, and who looks closer
 CLOSER = (2, 0), (2, 1), (2, 2), (3, 2), (3, 0), (3, 1), (3, 2), (3, 3)

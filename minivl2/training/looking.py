@@ -21,7 +21,9 @@ answer is to be seen (`Question.seen`):
                 numbers by a head of its own. A thing's token knows all four edges: had one head to fetch them all, which of
                 them is asked for would still have to be found out after the last look. And who has nothing more to
                 find looks at itself: the bracket that ends a list, and the last token of an answer. Those few that go on
-                to another thing are told so once more, by themselves: of all that are told, they are one in a hundred
+                to another thing are told so once more, by themselves: of all that are told, they are one in a hundred.
+                And so are the next two looks after each: the first digit of the second box had cost four times what that
+                of the first one did
     layer 4     where there is one, looks closer. A visual token shows two lines of small print, and all of its characters
                 are fetched at once. With four layers the toy of weights/ looked at the right token for 91 of 100 digits that
                 it got wrong, and for four in five of these said another digit of that token: it did not know which line.
@@ -62,6 +64,7 @@ from minivl2.training.tokenizer import spans
 MUCH = 0.2501
 Box = tuple[float, float, float, float]
 NOWHERE: Box = (np.nan,) * 4
+STARTING = 3        # looks with which an answer begins with another thing: for "], " and for two digits of its left edge
 ALPHANUMERIC = string.ascii_letters + string.digits
 ORDERS = ("colour", "shape")        # and that of all things: "the second red thing", "the third star", "the fourth"
 
@@ -90,6 +93,7 @@ class Told(NamedTuple):
     before_of_colour: Looks
     before_of_shape: Looks
     onward: Looks       # those of `answers` that go on to another thing than the tokens before them
+    starting: Looks     # and the next two after each, but for those that are for other edges
     values: Looks       # of what is compared
     upper_left: Looks   # of what is in the upper row
     lower_left: Looks
@@ -105,7 +109,7 @@ def looks(
 ) -> Told:
     """Of every conversation its sample, and the questions asked in it."""
     names, left, above, answers, left_by_row, by_row = [], [], [], ([], [], [], []), ([], []), ([], [], [], [])
-    again, values, larger, before, onward = [], [], [], ([], [], []), []
+    again, values, larger, before, onward, starting = [], [], [], ([], [], []), [], []
     length = batch.input_ids.shape[1]
     for row, (sample, questions) in enumerate(zip(samples, asked, strict=True)):
         view = View(processor, sample)
@@ -129,21 +133,25 @@ def looks(
                 winner = question.text.index(question.answer)
                 larger.append((row, last, np.array([tokens[winner]])))
         shown = [(look, i) for i, question in enumerate(questions) for look in where(processor, view, question)]
-        at = None, None                                                 # the last thing that was seen, of which question
+        at, since = (None, None), 0                 # the last thing that was seen, of which question; and for how long
         for token, ((edge, tokens, rows), i) in zip(np.flatnonzero(batch.learned[row]), shown, strict=True):
             answers[edge].append((row, token, np.array([token]) if tokens is None else visual[tokens]))
             if tokens is not None and not rows:
                 again.append((row, token + 1, visual[tokens]))          # what a token is to find, the next one is
                 if tokens.any():
-                    if i == at[1] and not (tokens & at[0]).any():
-                        onward.append((row, token, visual[tokens]))
-                    at = tokens, i
+                    if i != at[1]:
+                        since = STARTING                                # the first thing of an answer
+                    elif not (tokens & at[0]).any():
+                        since = 0
+                    if since < STARTING and not edge:
+                        (starting if since else onward).append((row, token, visual[tokens]))
+                    at, since = (tokens, i), since + 1
             if questions[i].ability == "larger":
                 rows = rows[:2]                                         # by the others the letter in the question is found
             for told, tokens in zip(by_row, rows, strict=False):
                 told.append((row, token, visual[tokens] if tokens.any() else np.array([token])))
     said = [(row, token + 1, shown) for told in answers for row, token, shown in told if token not in shown]
-    all_told = names, said, left, above, *answers, again, *before, onward, values, *left_by_row, larger, *by_row
+    all_told = names, said, left, above, *answers, again, *before, onward, starting, values, *left_by_row, larger, *by_row
     return Told(*(gathered(told, batch) for told in all_told))
 
 

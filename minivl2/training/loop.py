@@ -70,6 +70,7 @@ class Plan:
     start: str = ""             # the checkpoint that is trained further; none: random weights
     deeper: int = 0             # so many layers more for its vision tower, before anything
     closer: int = 0             # so many more for its decoder
+    latent: int = 0             # and so long its latents, if not as they are
 
     def see(self, model: DeepSeekVL2, processor: Processor, steps: int, show: bool = True) -> None:
         """Teach the model to see, before the steps."""
