@@ -177,7 +177,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--closer", type=int, default=0, metavar="LAYERS",
                         help="the same for its decoder: of one more, to look closer with (minivl2/training/looking.py)")
     parser.add_argument("--latent", type=int, default=0, metavar="NUMBERS",
-                        help="with --from: so many numbers in its latents, more than it has, which are 0 until they learn")
+                        help="with --from: so many numbers in its latents, of which nothing is made yet, more than it has")
     parser.add_argument("--sight", type=int, default=0, metavar="STEPS",
                         help="steps of learning to see first (default: a third of the minutes; with --from, none: if you "
                              "say so, its eye becomes sharper, and says what it sees as before)")

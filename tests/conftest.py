@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, Phase, settings
 from minivl2.grading import exercise, substitute
 
 torch.set_num_threads(1)
+# Two tests may train at once, with two threads each to evaluate: on two cores, those that wait must not keep a core busy.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 MINE = pytest.StashKey()
 
 settings.register_profile("quick", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])

@@ -1,4 +1,4 @@
-"""Growth: more layers, and longer latents, change nothing at first, and then they learn."""
+"""Growth: more layers change nothing at first, longer latents next to nothing; and then they learn."""
 
 import dataclasses
 
@@ -22,23 +22,36 @@ def test_a_deeper_model_says_the_same(vision, decoder):
         assert torch.equal(trainer.model.eval()(batch), deeper(batch))
 
 
-@pytest.mark.parametrize("latent", [13, 24, 40])
-def test_a_model_with_longer_latents_says_the_same(latent):
+@pytest.mark.parametrize("latent", [13, 24, 32])
+def test_a_model_with_longer_latents_begins_with_what_it_said(latent, monkeypatch):
+    """The fainter the new numbers, the nearer to the old answers: only the norm knows of them."""
     trainer = make()
     with torch.no_grad():
         for layer in trainer.model.decoder.layers:
             layer.attn.kv_norm.weight.uniform_(0.5, 1.5)
-    wider, before = growth.widened(trainer.model, latent).eval(), trainer.model.config.language
-    assert wider.config.language == dataclasses.replace(before, kv_lora_rank=latent)
-    assert {layer.attn.kv_up.weight.shape[1] for layer in wider.decoder.layers} == {latent}
-    batch = trainer.plan.lesson_at(0, trainer.processor).batch
+    before, batch = trainer.model.config.language, trainer.plan.lesson_at(0, trainer.processor).batch
     with torch.no_grad():
-        assert torch.allclose(trainer.model.eval()(batch), wider(batch), atol=1e-4, rtol=1e-4)
+        said = trainer.model.eval()(batch)
+        for faint in (0.3, 1e-3):
+            monkeypatch.setattr(growth, "FAINT", faint)
+            wider = growth.widened(trainer.model, latent).eval()
+            assert wider.config.language == dataclasses.replace(before, kv_lora_rank=latent)
+            assert {layer.attn.kv_up.weight.shape[1] for layer in wider.decoder.layers} == {latent}
+            off = (wider(batch) - said).abs() / said.std()
+            assert off.mean() < 0.2 if faint == 0.3 else off.max() < 1e-3
 
 
-@pytest.mark.parametrize("latent", [3, 12])
-def test_latents_only_become_longer(latent):
-    with pytest.raises(ValueError, match=f"latents of {latent} numbers are no longer than those it has \\(12\\)"):
+def test_the_new_numbers_of_latents_show_what_the_old_ones_did_not():
+    old = make().model
+    for layer, before in zip(growth.widened(old, 32).decoder.layers, old.decoder.layers, strict=True):
+        shown, new, rope = layer.attn.kv_down.weight.split([12, 20, 4])
+        assert torch.equal(torch.cat((shown, rope)), before.attn.kv_down.weight)
+        assert (new @ shown.T).abs().max() < 1e-5 and torch.linalg.matrix_rank(torch.cat((shown, new))) == 32
+
+
+@pytest.mark.parametrize("latent", [3, 12, 33])
+def test_latents_become_longer_and_at_most_as_long_as_tokens(latent):
+    with pytest.raises(ValueError, match=f"latents have 12 numbers here, .* up to the 32 of a token; not {latent}"):
         growth.widened(make().model, latent)
 
 
@@ -72,4 +85,4 @@ def test_the_new_numbers_of_latents_learn():
     for step in range(4):
         grown.train_step(grown.plan.lesson_at(step, grown.processor))
     for layer in grown.model.decoder.layers:
-        assert (layer.attn.kv_down.weight[12:20].abs().amax(1) > 0).all()
+        assert (layer.attn.kv_up.weight[:, 12:].abs().amax(0) > 0).all()
