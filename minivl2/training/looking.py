@@ -32,8 +32,8 @@ answer is to be seen (`Question.seen`):
                 visual tokens look left once more, by a head for each of their rows. And a row shows up to three characters.
                 Fetched by one head, they had to be told apart after the last look: of those alone in their row 2 in 100 were
                 read wrong, of two in a row 4, of three 20. Now one head fetches the first, the third, the fifth of a word,
-                and another the second and the fourth. (Alone that brought nothing: the eye does not know whose the outer two
-                of three are, half a pixel from the token beside it.)
+                and another the second and the fourth. (Alone that brought nothing: on the way the letters of such tokens got
+                lost, in latents too short for them; see growth.widened.)
                 And what is compared: "which is more, A or B?" In layer 3 both letters fetch their values from where these
                 are known; so in layer 4 the answer is to be found in the question, at one of the two
 
