@@ -1,6 +1,8 @@
 """A primer: single tiles full of letters or of things, for learning to see. Nobody asks questions about them.
 
-A page of the toy world shows a dozen characters; a page of the primer shows forty, for the same look at it.
+A page of the toy world shows a dozen characters; a page of the primer shows forty, for the same look at it. Most are small
+and stand close: of the toy's fields, those on two tiles, where capitals are 7 pixels high, were wrong ten times as often as
+those on three, where they are 8.
 """
 
 from dataclasses import replace
@@ -17,7 +19,7 @@ NAMES = (*WORDS, *documents.TITLES, *(field + ":" for field in documents.FIELDS)
 def page(rng):
     """Lines over the whole tile and beyond its edges, as tiles cut letters in two."""
     picture, pen = sheet(rng, (TILE, TILE))
-    pen = replace(pen, capital=rng.randint(7, 10))
+    pen = replace(pen, capital=rng.choice((7, 7, 7, 8, 9, 10)))
     y = rng.randint(-4, 6)
     while y < TILE:
         x = rng.randint(-6, 8)
@@ -31,7 +33,7 @@ def page(rng):
                     pen.write(x, y, character)
                     x += pen.width(character) + 1
             x += rng.randint(4, 10)
-        y += pen.pitch + rng.randint(0, 4)
+        y += pen.pitch + rng.choice((0, 0, 0, 1, 2, 4))
     return Sample("page", (picture,), (), None, (1, 1), tuple(pen.written))
 
 
