@@ -14,8 +14,9 @@ from test_training import assert_same, make, weights
 from minivl2 import toyworld
 from minivl2.places import GLOBAL, LOCAL
 from minivl2.toyworld.things import DIAMETER
-from minivl2.training import curriculum, growth, guidance, loop, noticing
+from minivl2.training import curriculum, growth, loop, noticing
 from minivl2.training.curriculum import Stage
+from minivl2.training.shown import CHARACTERS
 
 SCENES = st.sampled_from([(kind, grid) for kind in ("scenes", "grounding") for grid in dict.fromkeys(toyworld.GRIDS[kind])])
 PAIRS = st.sampled_from([("pairs", grid) for grid in dict.fromkeys(toyworld.GRIDS["pairs"])])
@@ -103,7 +104,7 @@ def test_of_several_pictures_each_is_noticed_as_if_it_were_alone(processor, seed
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6), which=WRITTEN)
-def test_a_row_of_letters_knows_which_of_its_line_is_the_first_and_whether_the_last_is_there(processor, seed, which):
+def test_a_row_of_letters_knows_which_they_are_and_which_of_its_line_is_the_first_and_the_last(processor, seed, which):
     sample = toyworld.draw(seed, *which)
     found, visual = known(processor, sample)
     there = {}
@@ -116,6 +117,10 @@ def test_a_row_of_letters_knows_which_of_its_line_is_the_first_and_whether_the_l
     where = zip(found.written[1].tolist(), found.written_row.tolist(), strict=True)
     assert dict(zip(where, zip(found.letter.tolist(), found.last.tolist(), strict=True), strict=True)) == wanted
     assert len(found.letter) == len(wanted)
+    spelled = dict(zip(zip(found.written[1].tolist(), found.written_row.tolist(), strict=True), found.spelled, strict=True))
+    for where in wanted:
+        text = "".join(sample.written[line].text[i] for line, i in there[where]).replace(" ", "")
+        assert "".join((*CHARACTERS, "")[i] for i in spelled[where].tolist()) == text[: noticing.SPELLED]
 
 
 @settings(max_examples=40, deadline=None)
@@ -159,9 +164,8 @@ def test_the_loss_is_that_of_each_number_and_each_order_by_hand(trainer):
     stage = Stage(1.0, {"tables": 1, "grounding": 1}, ((2, 1),), noticing=1.0)
     lesson = curriculum.lesson(trainer.processor, 0, 0, stage, 6)
     heads, left = trainer.asking.working, []
-    first = guidance.heads(trainer.model)[0][0]
-    hooks = [trainer.model.decoder.layers[first + i].register_forward_hook(lambda _, __, out: left.append(out[0]))
-             for i in range(2)]
+    hooks = [trainer.model.decoder.layers[i].register_forward_hook(lambda _, __, out: left.append(out[0]))
+             for i in range(1, 4)]                                                  # of five
     with torch.no_grad(), noticing.overheard(trainer.model) as heard:
         trainer.model.loss(lesson.batch)
         got = noticing.loss(heads, heard, lesson.noticed).item()
@@ -172,7 +176,7 @@ def test_the_loss_is_that_of_each_number_and_each_order_by_hand(trainer):
         vector = vector / vector.square().mean().sqrt()
         return (head.weight @ vector + head.bias).double().tolist()
 
-    known, orders, sizes, edges, letters, amounts, extremes = lesson.noticed, [], [], [], [], [], []
+    known, orders, sizes, edges, letters, spelling, amounts, extremes = lesson.noticed, [], [], [], [], [], [], []
     for row, token, order, size in zip(*known.things, known.order.tolist(), known.size.tolist(), strict=True):
         logits = said(heads.head_size, left[0][row, token])
         sizes.append(math.log(sum(map(math.exp, logits))) - logits[size])
@@ -193,13 +197,18 @@ def test_the_loss_is_that_of_each_number_and_each_order_by_hand(trainer):
         *logits, end = said(heads.head_letters, left[1][row, token])[which * 9 : which * 9 + 9]
         letters.append(math.log(sum(map(math.exp, logits))) - logits[min(letter, 7)]
                        + math.log(1 + math.exp(-end if last else end)))
+    for row, token, which, text in zip(*known.written, known.written_row.tolist(), known.spelled.tolist(), strict=True):
+        logits, kinds = said(heads.head_spelling, left[2][row, token]), len(CHARACTERS) + 1
+        each = [logits[kinds * (3 * which + i) : kinds * (3 * which + i + 1)] for i in range(3)]
+        spelling.append(sum(math.log(sum(map(math.exp, one))) - one[character]
+                            for one, character in zip(each, text, strict=True)))
     for row, token, which, bits in zip(*known.numbers, known.row.tolist(), known.known.tolist(), strict=True):
         logits = said(heads.head_numbers, left[1][row, token])[which * noticing.NUMBERS :]
         each = [math.log(1 + math.exp(-x if bit else x)) for x, bit in zip(logits, bits, strict=False)]
         amounts.append(noticing.AMOUNT * sum(each[: len(noticing.AMOUNTS)]))
         extremes.append(sum(each[len(noticing.AMOUNTS) :]))
     assert min(map(len, (orders, edges, letters, amounts))) > 5
-    told = sum(sum(each) / len(each) for each in (orders, sizes, edges, letters, amounts, extremes))
+    told = sum(sum(each) / len(each) for each in (orders, sizes, edges, letters, spelling, amounts, extremes))
     assert got == pytest.approx(told, rel=1e-4)
     assert not any(layer._forward_hooks for layer in trainer.model.decoder.layers)
 

@@ -103,8 +103,10 @@ def test_each_kind_comes_as_often_as_the_stage_says_however_few_its_grids(course
         for kind, share in stage.kinds.items():
             assert sum(kinds.get(kind, 0.0) for kinds in shares.values()) == pytest.approx(share)
             own = [grid for grid in toyworld.GRIDS[kind] if grid in stage.grids]
-            for grid in own:        # a grid that is listed twice comes twice as often
-                assert shares[grid][kind] == pytest.approx(share * own.count(grid) / len(own))
+            often = {grid: own.count(grid) * stage.oftener.get(kind, {}).get(grid, 1) for grid in own}     # some stand twice
+            assert set(stage.oftener.get(kind, {})) <= set(own)
+            for grid in own:
+                assert shares[grid][kind] == pytest.approx(share * often[grid] / sum(often.values()))
 
 
 def test_what_is_drawn_keeps_to_these_shares(monkeypatch):

@@ -11,6 +11,8 @@ will be asked for. Some of that takes more than one look, and after the question
                 eye, of 0.60 from what three layers had made of it; asked for edges, of 0.85
     letters     Which letter of its line stands here first, the third, the fourth? And is the last one here? Two or three
                 letters are fetched together: which of them is next, in "9HH4", is known if it is known how many came before
+    spelling    Which letters are these, one, two, or three? Asked where the last layer fetches them: there two in a row were
+                misread by such heads half as often again as in the eye's own tokens
     order       Is this the first red thing, the second? "Where are all red things?" is answered thing by thing, and which
                 one is next has to be found in a single look. It is found if each knows its place among all things, among
                 those of its colour, and among those of its shape. And to count them is to find the last
@@ -30,7 +32,7 @@ which is the larger.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -48,6 +50,7 @@ from minivl2.toyworld.lettering import Line
 from minivl2.toyworld.things import DIAMETER, Scene, side_by_side
 from minivl2.training import guidance
 from minivl2.training.looking import ORDERS, View, alone, before
+from minivl2.training.shown import CHARACTERS, NO_CHARACTER
 
 MOST = 6                                                # things in a picture
 PLACES = 1 + len(ORDERS)                                # among all things, those of its colour, and those of its shape
@@ -59,6 +62,7 @@ AMOUNT = 0.25                                           # the weight of all of t
 EXTREMES = 2                                            # the largest so far, the smallest so far
 ROWS = 2                                                # of patches in a visual token: each has a line of print
 LETTERS = 8                                             # of a line: one that is further on counts as the eighth
+SPELLED = 3                                             # of a row: more hardly ever stand there
 NUMBERS = len(AMOUNTS) + EXTREMES                       # yes or no, of a number
 
 
@@ -74,6 +78,7 @@ class Noticed(NamedTuple):
     written_row: Tensor                 # (w,) in which row of its token's patches the letters stand
     letter: Tensor                      # (w,) which letter of its line is the first of them: 0 for the first
     last: Tensor                        # (w,) 0.0 or 1.0: whether the last one is here
+    spelled: Tensor                     # (w, SPELLED) index into CHARACTERS, or NO_CHARACTER
     numbers: tuple[Tensor, Tensor]      # the same, (m,) each
     row: Tensor                         # (m,) in which row of its token's patches the number ends
     known: Tensor                       # (m, NUMBERS) 0.0 or 1.0: which of AMOUNTS it reaches, and which extreme it is
@@ -91,9 +96,9 @@ def noticed(processor: Processor, samples: Sequence[Sample], batch: Batch) -> No
         if sample.kind in ("tables", "charts"):
             numbers += [(row, visual[token], *known) for token, *known in amounts(view, groups(sample))]
     n, e, w, m = (torch.tensor(np.array(found, dtype=int).reshape(-1, 2 + known)) for found, known in
-                  ((things, PLACES + 1), (bounded, 4), (written, 3), (numbers, 1 + NUMBERS)))
+                  ((things, PLACES + 1), (bounded, 4), (written, 3 + SPELLED), (numbers, 1 + NUMBERS)))
     return Noticed((n[:, 0], n[:, 1]), n[:, 2:-1], n[:, -1], (e[:, 0], e[:, 1]), e[:, 2:],
-                   (w[:, 0], w[:, 1]), w[:, 2], w[:, 3], w[:, 4].float(),
+                   (w[:, 0], w[:, 1]), w[:, 2], w[:, 3], w[:, 4].float(), w[:, 5:],
                    (m[:, 0], m[:, 1]), m[:, 2], m[:, 3:].float())
 
 
@@ -114,16 +119,22 @@ def edges(view: View, scene: Scene, own: Scene) -> list[tuple[int, ...]]:
     return [(int(token), *told[int(shown[:, token].argmax())]) for token in np.flatnonzero(shown.sum(0) == 1)]
 
 
-def letters(view: View, lines: Sequence[Line]) -> list[tuple[int, int, int, bool]]:
-    """(visual token, row of its patches, which letter of its line is the first there, whether the last is there) of all that
-    show letters of one line in this row."""
+def letters(view: View, lines: Sequence[Line]) -> list[tuple[int, ...]]:
+    """(visual token, row of its patches, which letter of its line is the first there, whether the last is there, and which
+    these are) of all that show letters of one line in this row."""
     there = defaultdict(list)
     for line in lines:
         tokens = view.showing([middle * 2 for middle in line.middles]).argmax(1)
         for i, (token, (_, y)) in enumerate(zip(tokens, line.middles, strict=True)):
             there[int(token), view.row(y)].append((i, line))
-    return [(*where, found[0][0], found[-1][0] == len(line.text) - 1) for where, found in there.items()
-            for line in [found[0][1]] if all(other is line for _, other in found)]
+    return [(*where, found[0][0], found[-1][0] == len(line.text) - 1, *spelled(line.text[i] for i, _ in found))
+            for where, found in there.items() for line in [found[0][1]] if all(other is line for _, other in found)]
+
+
+def spelled(text: Iterable[str]) -> list[int]:
+    """The first SPELLED of its characters, as indices, without the blanks between words."""
+    found = [CHARACTERS.index(character) for character in text if character in CHARACTERS]
+    return [*found, *[NO_CHARACTER] * SPELLED][:SPELLED]
 
 
 def groups(sample: Sample) -> list[list[Line]]:
@@ -161,11 +172,12 @@ class Noticing(nn.Module):
         self.head_size = nn.Linear(width, len(DIAMETER))
         self.head_edges = nn.Linear(width, 4 * (DIGITS * 10 + 1))
         self.head_letters = nn.Linear(width, ROWS * (LETTERS + 1))
+        self.head_spelling = nn.Linear(width, ROWS * SPELLED * (NO_CHARACTER + 1))
         self.head_numbers = nn.Linear(width, ROWS * NUMBERS)
 
-    def losses(self, early: Tensor, later: Tensor, noticed: Noticed) -> dict[str, Tensor]:
-        """early, later (B, T, D): what left the layer that is asked about order and size, and that about all else. Each loss
-        is one of every token it is about."""
+    def losses(self, early: Tensor, later: Tensor, latest: Tensor, noticed: Noticed) -> dict[str, Tensor]:
+        """early, later, latest (B, T, D): what left the layer that is asked about order and size, that about spelling
+        (latest), and that about all else. Each loss is one of every token it is about."""
         width = early.shape[-1:]
         things = F.rms_norm(early[noticed.things].float(), width)
         size = F.cross_entropy(self.head_size(things), noticed.size, reduction="none")
@@ -180,24 +192,29 @@ class Noticing(nn.Module):
         *letter, last = written[torch.arange(len(written)), noticed.written_row].unbind(1)                  # (w,) each
         letter = F.cross_entropy(torch.stack(letter, 1), noticed.letter.clamp(max=LETTERS - 1), reduction="none")
         last = F.binary_cross_entropy_with_logits(last, noticed.last, reduction="none")
+        spelling = self.head_spelling(F.rms_norm(latest[noticed.written].float(), width)).unflatten(1, (ROWS, SPELLED, -1))
+        spelling = spelling[torch.arange(len(spelling)), noticed.written_row]                               # (w, SPELLED, K)
+        spelling = F.cross_entropy(spelling.transpose(1, 2), noticed.spelled, reduction="none")             # (w, SPELLED)
         numbers = self.head_numbers(F.rms_norm(later[noticed.numbers].float(), width)).unflatten(1, (ROWS, NUMBERS))
         numbers = numbers[torch.arange(len(numbers)), noticed.row]
         numbers = F.binary_cross_entropy_with_logits(numbers, noticed.known, reduction="none")              # (m, NUMBERS)
         amount, extremes = numbers.split([len(AMOUNTS), EXTREMES], dim=1)
         return {"order": order.sum(1), "size": size, "edges": EDGE * digits.sum((1, 2)) + DISTANCE * off.sum(1),
-                "letters": letter + last, "amount": AMOUNT * amount.sum(1), "extremes": extremes.sum(1)}
+                "letters": letter + last, "spelling": spelling.sum(1),
+                "amount": AMOUNT * amount.sum(1), "extremes": extremes.sum(1)}
 
 
 @contextmanager
 def overheard(model: DeepSeekVL2) -> Iterator[list[Tensor]]:
-    """While the block runs: what leaves the first of the layers that are told where to look (guidance.py), and the second.
+    """While the block runs: what leaves the first of the layers that are told where to look (guidance.py), the second, and
+    each up to the last but one.
 
     The first is early enough for an answer to find, in the second, which thing it has just named, and in the third the next.
-    Numbers have to be gathered from several tokens first."""
+    Numbers have to be gathered from several tokens first. And from what leaves the last but one, letters are fetched."""
     first = guidance.heads(model)[0][0]
     left: list[Tensor] = []
-    hooks = [model.decoder.layers[first + i].register_forward_hook(lambda _, __, output: left.append(output[0]))
-             for i in range(2)]
+    hooks = [layer.register_forward_hook(lambda _, __, output: left.append(output[0]))
+             for layer in model.decoder.layers[first:-1]]
     try:
         yield left
     finally:
@@ -207,4 +224,4 @@ def overheard(model: DeepSeekVL2) -> Iterator[list[Tensor]]:
 
 def loss(heads: Noticing, left: Sequence[Tensor], noticed: Noticed) -> Tensor:
     """To be added up over the team, and divided by its size."""
-    return guidance.added_up([*heads.losses(*left, noticed).values()])
+    return guidance.added_up([*heads.losses(left[0], left[1], left[-1], noticed).values()])
