@@ -35,7 +35,11 @@ def trainer():
     """Of a toy that has layers enough, in a course that asks."""
     small = make()
     plan = loop.Plan(10, batch=4, dtype="float32", course="again")
-    return loop.Trainer(growth.deepened(small.model, 0, 2), small.processor, plan)
+    model = growth.deepened(small.model, 0, 2)
+    with torch.no_grad():
+        for layer in model.decoder.layers:                  # new ones add nothing, and what leaves them would be the same
+            layer.attn.o_proj.weight.normal_(0, 0.1)
+    return loop.Trainer(model, small.processor, plan)
 
 
 def known(processor, sample):
