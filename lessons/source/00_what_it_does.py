@@ -5,7 +5,7 @@
 # nothing else.*
 #
 # A vision-language model is shown a picture, is asked about it in words, and answers in words. Here is one that you can
-# ask yourself, now: a tiny one, 2.6 million parameters, built like DeepSeek-VL2 and trained from nothing in twenty-two hours
+# ask yourself, now: a tiny one, 2.8 million parameters, built like DeepSeek-VL2 and trained from nothing in twenty-three hours
 # on two cores. We draw something, ask, and then follow one question through it: what becomes of the picture, where the
 # words come in, how an answer comes out. How each part works is left to the other lessons; here you see what there is
 # to build.
@@ -478,7 +478,7 @@ axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 # %% [markdown]
 # At the top stands what can be seen at a glance, then what must be found and read, or compared; at the bottom what must be
 # read letter by letter, or told without leaving anything out, and nothing else. It was still learning
-# when its twenty-two hours were over. And it is small: the published models have 1,300 to 10,600 times as many parameters, and have
+# when its twenty-three hours were over. And it is small: the published models have 1,200 to 9,700 times as many parameters, and have
 # seen photographs, pages and charts in great numbers. But what they do with a picture and a question is what you have just seen.
 #
 # ## What you will build
@@ -494,7 +494,7 @@ axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 # | with a small memory | keys and values from one short vector | [5. Latent attention](05_latent_attention.ipynb) |
 # | each token worked on | many small networks, of which a gate chooses | [6. Experts](06_experts.ipynb) |
 # | all of it together | conversations, padding, pictures among words, the loss | [7. The whole model](07_the_whole_model.ipynb) |
-# | twenty-two hours on two cores | three stages, optimisers, scores beside a guess | [8. Training](08_training.ipynb) |
+# | twenty-three hours on two cores | three stages, optimisers, scores beside a guess | [8. Training](08_training.ipynb) |
 # | token after token | the loop, drawing instead of taking the likeliest, many at once | [9. Answering](09_answering.ipynb) |
 # | boxes | boxes as text, and back | [10. Pointing](10_pointing.ipynb) |
 # | models thousands of times as large | the published weights, and how to find a mistake | [11. The real weights](11_the_real_weights.ipynb) |
