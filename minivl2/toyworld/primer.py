@@ -1,8 +1,7 @@
 """A primer: single tiles full of letters or of things, for learning to see. Nobody asks questions about them.
 
 A page of the toy world shows a dozen characters; a page of the primer shows forty, for the same look at it. Most are small
-and stand close: of the toy's fields, those on two tiles, where capitals are 7 pixels high, were wrong ten times as often as
-those on three, where they are 8.
+and stand close: of fields, those whose capitals are 7 pixels high were misread by the toy twice as often as those with 8.
 """
 
 from dataclasses import replace
